@@ -1,0 +1,141 @@
+"""Writes tokens into a memory MLP by gradient steps with momentum and forgetting, and reads it.
+
+B batch, T time, H memory heads, D width of a head, L layers of the memory MLP. `README.md` beside this
+file derives the fast form; `reference.py` is the definition that every backend is tested against.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from titans_kernels.memory_update import chunked, reference
+from titans_kernels.memory_update.checks import (
+    check_initial,
+    check_inputs,
+    check_layout,
+    check_state,
+)
+from titans_kernels.memory_update.network import activate, normalize
+from titans_kernels.memory_update.types import (
+    InitialWeights,
+    MemoryState,
+    Norm,
+    UpdateRule,
+    Weights,
+    fresh_state,
+    state_dtype,
+)
+
+BACKENDS = {"reference": reference.memory_update, "chunked": chunked.memory_update}
+
+__all__ = [
+    "BACKENDS",
+    "InitialWeights",
+    "MemoryState",
+    "Norm",
+    "UpdateRule",
+    "Weights",
+    "available_backends",
+    "fresh_state",
+    "memory_read",
+    "memory_update",
+    "state_dtype",
+]
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend's name, with None where it can run here and the reason where it cannot."""
+    return dict.fromkeys(BACKENDS)
+
+
+def memory_update(
+    q: Float[Tensor, "B T H D"],
+    k: Float[Tensor, "B T H D"],
+    v: Float[Tensor, "B T H D"],
+    step_size: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
+    momentum: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
+    forget: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
+    initial: InitialWeights,
+    *,
+    rule: UpdateRule,
+    norm: Norm | None = None,
+    mask: Bool[Tensor, "B T"] | None = None,
+    reset: Bool[Tensor, "B T"] | None = None,
+    state: MemoryState | None = None,
+    start: MemoryState | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "B T H D"], MemoryState]:
+    """Writes each token (k, v) into the memory, then reads it at q: outputs and the state after them.
+
+    `initial` is M_{-1}. `mask` is False on padding, which writes nothing and does not advance the
+    chunk grid; `reset` is True at the first token of a document, and gives the row its start state
+    back: `start` (a state of batch 1) or, without one, M_{-1} and no surprise. State and accumulation
+    are float32, or float64 for float64 inputs; the output has q's dtype.
+
+    `backend="auto"` takes "chunked"; a backend asked for by name runs or raises.
+    Raises ValueError or TypeError for shapes, dtypes, devices and layouts that do not fit.
+    """
+    run = choose_backend(backend)
+    gates = {"step_size": step_size, "momentum": momentum, "forget": forget}
+    check_inputs(q, k, v, gates, len(initial))
+    check_initial(initial, norm, q)
+    # Under autocast the products would silently run in lower precision than the state is kept in.
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = state_dtype(q.dtype)
+        initial = tuple(w.to(dtype) for w in initial)
+        if start is not None:
+            check_state(start, initial, 1, "start")
+        start = fresh_state(initial, 1, rule=rule, start=start)
+        if state is None:
+            state = fresh_state(initial, q.shape[0], rule=rule, start=start)
+        else:
+            check_state(state, initial, q.shape[0], "state")
+        check_layout(mask, reset, q, state.position, rule)
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        if mask is None:
+            mask = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
+        else:
+            # What stands under the mask may be anything, and 0 times NaN is NaN.
+            inputs = [x.masked_fill(~mask[..., None, None], 0) for x in inputs]
+        y, state = run(
+            *inputs,
+            *(gate.to(dtype).reshape(*q.shape[:3], -1) for gate in gates.values()),
+            initial,
+            rule=rule,
+            norm=None if norm is None else (norm[0].to(dtype), norm[1].to(dtype)),
+            mask=mask,
+            reset=reset,
+            state=state,
+            start=start,
+        )
+    return y.to(q.dtype), state
+
+
+def memory_read(
+    q: Float[Tensor, "B T H D"],
+    state: MemoryState,
+    initial: InitialWeights,
+    *,
+    rule: UpdateRule,
+    norm: Norm | None = None,
+) -> Float[Tensor, "B T H D"]:
+    """f(M; q) at the state's running memory, for every token; nothing is written."""
+    check_initial(initial, norm, q)
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = state_dtype(q.dtype)
+        check_state(state, tuple(w.to(dtype) for w in initial), q.shape[0], "state")
+        x = u = q.to(dtype).movedim(2, 1)  # [B, H, T, D]
+        for layer, (w, base) in enumerate(zip(state.memory, initial, strict=True)):
+            z = x @ (w if rule.forget_toward == "zero" else base.to(dtype) + w).mT
+            x = activate(z, rule.activation) if layer < len(initial) - 1 else z
+        if norm is not None:
+            x = normalize(x)[0] * norm[0].to(dtype)[:, None] + norm[1].to(dtype)[:, None]
+        return (u + x if rule.residual else x).movedim(1, 2).to(q.dtype)
+
+
+def choose_backend(name: str):  # type: ignore[no-untyped-def]
+    if name == "auto":
+        return BACKENDS["chunked"]
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {sorted(BACKENDS)}: got {name!r}.")
+    return BACKENDS[name]

@@ -1,0 +1,118 @@
+"""What a caller of the memory update may pass, checked once; each error says what came and what to do."""
+
+import torch
+from torch import Tensor
+
+from titans_kernels.memory_update.types import (
+    InitialWeights,
+    MemoryState,
+    Norm,
+    UpdateRule,
+    state_dtype,
+)
+
+
+def check_inputs(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], layers: int) -> None:
+    if q.ndim != 4:
+        raise ValueError(f"q must have shape [B, T, H, D]: got {list(q.shape)}.")
+    if not q.is_floating_point():
+        raise TypeError(f"q must be floating point: got {q.dtype}.")
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape:
+            raise ValueError(
+                f"{name} must have q's shape [B, T, H, D] = {list(q.shape)}: got {list(x.shape)}."
+            )
+    for name, x in {"k": k, "v": v, **gates}.items():
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on q's device {q.device}: got {x.device}.")
+        if (x.dtype == torch.float64) != (q.dtype == torch.float64):
+            raise TypeError(f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one.")
+    for name, gate in gates.items():
+        if gate.shape[:3] != q.shape[:3] or (gate.ndim == 4 and gate.shape[3] not in (1, layers)):
+            raise ValueError(
+                f"{name} must have one value per head, shape [B, T, H] = {list(q.shape[:3])}, or one "
+                f"per head and memory layer, [B, T, H, {layers}]: got {list(gate.shape)}."
+            )
+
+
+def check_initial(initial: InitialWeights, norm: Norm | None, q: Tensor) -> None:
+    heads, width = q.shape[2:]
+    if not initial:
+        raise ValueError("initial must hold at least one weight matrix [H, out, in]: got none.")
+    inside = width
+    for layer, w in enumerate(initial):
+        outside = width if layer == len(initial) - 1 else w.shape[1] if w.ndim == 3 else "E"
+        if w.shape != (heads, outside, inside):
+            raise ValueError(
+                f"initial[{layer}] must have shape [H, out, in] = [{heads}, {outside}, {inside}]: "
+                f"got {list(w.shape)}."
+            )
+        if w.device != q.device:
+            raise ValueError(f"initial[{layer}] must be on q's device {q.device}: got {w.device}.")
+        inside = w.shape[1]
+    for part in norm or ():
+        if part.shape != (heads, width):
+            raise ValueError(
+                f"norm must be a gain and a bias of shape [H, D] = [{heads}, {width}]: "
+                f"got {list(part.shape)}."
+            )
+
+
+def check_state(state: MemoryState, initial: InitialWeights, batch: int, name: str) -> None:
+    dtype, device = state_dtype(initial[0].dtype), initial[0].device
+    expected = [[batch, *w.shape] for w in initial]
+    for part in (state.memory, state.chunk_memory, state.surprise):
+        if [list(w.shape) for w in part] != expected:
+            raise ValueError(
+                f"{name} must hold weights of shape [B, H, out, in] = {expected}: got "
+                f"{[list(w.shape) for w in part]}. It belongs to another model or batch size."
+            )
+        for w in part:
+            if w.device != device or w.dtype != dtype:
+                raise ValueError(
+                    f"{name} must be {dtype} on {device}: got {w.dtype} on {w.device}. "
+                    "Convert the state or the model."
+                )
+    if state.position.shape != (batch,):
+        raise ValueError(
+            f"{name}.position must have shape [B] = [{batch}]: got {list(state.position.shape)}."
+        )
+
+
+def check_layout(
+    mask: Tensor | None, reset: Tensor | None, q: Tensor, position: Tensor, rule: UpdateRule
+) -> None:
+    """Padding stands on the right of a document, and a document starts on its row's chunk grid."""
+    shape = list(q.shape[:2])
+    for name, flags in (("mask", mask), ("reset", reset)):
+        if flags is None:
+            continue
+        if flags.dtype != torch.bool or list(flags.shape) != shape:
+            raise ValueError(
+                f"{name} must be boolean of shape [B, T] = {shape}: got {flags.dtype} {list(flags.shape)}."
+            )
+        if flags.device != q.device:
+            raise ValueError(f"{name} must be on q's device {q.device}: got {flags.device}.")
+    if q.shape[1] == 0:
+        return
+    if mask is not None:
+        resumed = mask[:, 1:] & ~mask[:, :-1]
+        if reset is not None:
+            resumed = resumed & ~reset[:, 1:]
+        if resumed.any():
+            row, t = resumed.nonzero()[0].tolist()
+            raise ValueError(
+                f"mask must be False only at the end of a document: row {row} goes on at token "
+                f"{t + 1} after masked tokens. Pad on the right, or set reset where the next begins."
+            )
+    if reset is not None:
+        phase = torch.where(reset[:, 0], 0, position % rule.chunk_size)
+        grid = phase[:, None] + torch.arange(q.shape[1], device=q.device)
+        off = reset & (grid % rule.chunk_size != 0)
+        off[:, 0] = False
+        if off.any():
+            row, t = off.nonzero()[0].tolist()
+            raise ValueError(
+                f"reset must fall on a multiple of chunk_size = {rule.chunk_size} tokens of its row: "
+                f"got row {row}, token {t}. Fill the gap before it with masked tokens."
+            )

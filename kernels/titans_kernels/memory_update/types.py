@@ -1,0 +1,93 @@
+"""The state and the settings of the memory update.
+
+B batch, T time, H memory heads, D width of a head, E hidden width of the memory MLP, L its layers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Weights = tuple[Float[Tensor, "B H _out _in"], ...]
+"""One matrix per layer of the memory MLP, for every row and head."""
+
+InitialWeights = tuple[Float[Tensor, "H _out _in"], ...]
+"""M_{-1}: one matrix per layer and head, shared by the batch, learned by the outer optimiser."""
+
+Norm = tuple[Float[Tensor, "H D"], Float[Tensor, "H D"]]
+"""Gain and bias of the layer norm that ends the memory MLP."""
+
+
+class MemoryState(NamedTuple):
+    """What a memory carries from one call to the next.
+
+    The weights are kept as what was added to the value that forgetting returns to: with
+    `forget_toward="initial"` the memory itself is `M_{-1} + memory`, so that a carried state is
+    small, exact, and lets M_{-1} go on learning; with `"zero"` it is `memory`. A row whose position
+    is a multiple of the chunk size has `chunk_memory` equal to `memory`.
+    """
+
+    memory: Weights
+    chunk_memory: Weights
+    surprise: Weights
+    position: Int[Tensor, "B"]  # tokens written since the row's start, on the device of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRule:
+    """The settings of the inner update; part of a trained model, never changed afterwards."""
+
+    chunk_size: int = 16
+    residual: bool = True
+    activation: Literal["gelu", "silu"] = "gelu"
+    objective: Literal["l2", "dot"] = "l2"
+    forget_toward: Literal["initial", "zero"] = "initial"
+    max_surprise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be a positive number of tokens: got {self.chunk_size}.")
+        if self.max_surprise is not None and not self.max_surprise > 0:
+            raise ValueError(
+                f"max_surprise must be a positive norm, or None for no clamp: got {self.max_surprise}."
+            )
+        for name, allowed in (
+            ("activation", ("gelu", "silu")),
+            ("objective", ("l2", "dot")),
+            ("forget_toward", ("initial", "zero")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}: got {getattr(self, name)!r}.")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of state and accumulation: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def fresh_state(
+    initial: InitialWeights, batch: int, *, rule: UpdateRule, start: MemoryState | None = None
+) -> MemoryState:
+    """The state before the first token: M_{-1} with no surprise, or a copy of `start` for each row."""
+    if start is not None:
+        memory = tuple(w.expand(batch, *w.shape[1:]) for w in start.memory)
+        surprise = tuple(w.expand(batch, *w.shape[1:]) for w in start.surprise)
+    else:
+        dtype = state_dtype(initial[0].dtype)
+        zero = tuple(w.new_zeros((batch, *w.shape), dtype=dtype) for w in initial)
+        surprise = zero
+        memory = (
+            zero
+            if rule.forget_toward == "initial"
+            else tuple(w.to(dtype).expand(batch, *w.shape) for w in initial)
+        )
+    position = torch.zeros(batch, dtype=torch.long, device=initial[0].device)
+    return MemoryState(memory, memory, surprise, position)
+
+
+def rows_where(condition: Tensor, chosen: Weights, other: Weights) -> Weights:
+    """Per row of the batch: `chosen` where the condition [B] holds, else `other`."""
+    keep = condition[:, None, None, None]
+    return tuple(torch.where(keep, a, b) for a, b in zip(chosen, other, strict=True))
