@@ -1,3 +1,34 @@
-"""Neural long-term memory and the blocks built on it."""
+"""Neural long-term memory that learns while it reads, and the blocks and backbones built on it."""
+
+from titans_core.attention import Attention, AttentionConfig
+from titans_core.backbone import (
+    MIXERS,
+    Backbone,
+    BackboneConfig,
+    Mixer,
+    count_parameters,
+    decay_groups,
+)
+from titans_core.memory import MemoryConfig, NeuralMemory, NeuralMemoryState
+from titans_core.presets import PRESETS
+from titans_core.state import detach, map_state, state_bytes
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MIXERS",
+    "PRESETS",
+    "Attention",
+    "AttentionConfig",
+    "Backbone",
+    "BackboneConfig",
+    "MemoryConfig",
+    "Mixer",
+    "NeuralMemory",
+    "NeuralMemoryState",
+    "count_parameters",
+    "decay_groups",
+    "detach",
+    "map_state",
+    "state_bytes",
+]

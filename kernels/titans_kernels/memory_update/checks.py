@@ -26,7 +26,9 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], laye
         if x.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}: got {x.device}.")
         if (x.dtype == torch.float64) != (q.dtype == torch.float64):
-            raise TypeError(f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one.")
+            raise TypeError(
+                f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one."
+            )
     for name, gate in gates.items():
         if gate.shape[:3] != q.shape[:3] or (gate.ndim == 4 and gate.shape[3] not in (1, layers)):
             raise ValueError(

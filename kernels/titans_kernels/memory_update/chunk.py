@@ -142,9 +142,7 @@ def query(
     return y, Queries(inputs, scores, steep, normed, rstd)
 
 
-def advance(
-    chunk: Inputs, memory: Layers, surprise: Layers, keys: Keys
-) -> tuple[Layers, Layers]:
+def advance(chunk: Inputs, memory: Layers, surprise: Layers, keys: Keys) -> tuple[Layers, Layers]:
     """Memory and surprise after the chunk's last token."""
     new_memory, new_surprise = [], []
     for layer, (w, s) in enumerate(zip(memory, surprise, strict=True)):

@@ -60,7 +60,12 @@ def advance_backward(
     """Gradients by the layers' inputs X_{l-1} and updates U_l, from those by the next state."""
     d_inputs, d_updates = [], []
     for layer, (w, s) in enumerate(zip(memory, surprise, strict=True)):
-        dw, ds, x, update = d_memory[layer], d_surprise[layer], keys.inputs[layer], keys.updates[layer]
+        dw, ds, x, update = (
+            d_memory[layer],
+            d_surprise[layer],
+            keys.inputs[layer],
+            keys.updates[layer],
+        )
         gate, d_gate = chunk.gates.layer(layer), d_gates.layer(layer)
         mix = gate.mix[:, -1, :, None]
         by_memory, by_surprise = x @ dw.mT, x @ ds.mT  # [R, C, out]

@@ -84,7 +84,9 @@ def coefficients_of(
 ) -> Coefficients:
     """From gates [N, R, G, C], G = L or 1 for all layers, what every chunk needs of them."""
     live = written[:, :, None]  # [N, R, 1, C]
-    retain = cumulative_products(torch.where(live, 1 - forget, 1.0))  # A with the start: [.., C, C+1]
+    retain = cumulative_products(
+        torch.where(live, 1 - forget, 1.0)
+    )  # A with the start: [.., C, C+1]
     kept = cumulative_products(torch.where(live, momentum, 1.0))  # P with the start
     mixed = (retain[..., 1:] * live[..., None, :]) @ kept  # p and G of the README, side by side
     return Coefficients(

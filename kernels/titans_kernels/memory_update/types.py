@@ -48,7 +48,9 @@ class UpdateRule:
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be a positive number of tokens: got {self.chunk_size}.")
+            raise ValueError(
+                f"chunk_size must be a positive number of tokens: got {self.chunk_size}."
+            )
         if self.max_surprise is not None and not self.max_surprise > 0:
             raise ValueError(
                 f"max_surprise must be a positive norm, or None for no clamp: got {self.max_surprise}."

@@ -1,0 +1,170 @@
+"""A stack of blocks from hidden states to hidden states; it knows no tokens, so every domain stands on it.
+
+B batch, T time, dim width of the model.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from titans_core.attention import Attention, AttentionConfig
+from titans_core.memory import MemoryConfig, NeuralMemory
+
+
+class Mixer(Protocol):
+    """What a block needs of the layer that mixes over time: (x, state) -> (y, state).
+
+    `mask` is False on padding, which stands on the right of a document; `reset` is True at a
+    document's first token, and nothing passes it; `write=False` leaves the memory as it is.
+    """
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: Any = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], Any]: ...
+
+    def fresh_state(self, batch: int) -> Any: ...
+
+    def restart_memory(self, state: Any) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    dim: int = 128
+    num_layers: int = 4
+    mixer: str = "lmm"
+    ffn_dim: int | None = None  # hidden width of SwiGLU; None for 8/3 dim, rounded up to 32
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
+        if self.mixer not in MIXERS:
+            raise ValueError(f"mixer must be one of {sorted(MIXERS)}: got {self.mixer!r}.")
+        if self.ffn_dim is not None and self.ffn_dim < 1:
+            raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
+
+    @property
+    def grid(self) -> int:
+        """A document begins at a multiple of this many tokens of its row."""
+        return 1 if self.mixer == "attention" else self.memory.chunk_size
+
+
+MIXERS: dict[str, Callable[[BackboneConfig], nn.Module]] = {
+    "lmm": lambda config: NeuralMemory(config.dim, config.memory),
+    "attention": lambda config: Attention(config.dim, config.attention),
+}
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T dim"]) -> Float[Tensor, "B T dim"]:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, dim: int, mixer: nn.Module, ffn_dim: int) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = mixer
+        self.ffn_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.ffn = SwiGLU(dim, ffn_dim)
+
+    def forward(self, x: Tensor, state: Any = None, **context: Any) -> tuple[Tensor, Any]:
+        y, state = self.mixer(self.mixer_norm(x), state, **context)
+        x = x + y
+        return x + self.ffn(self.ffn_norm(x)), state
+
+
+class Backbone(nn.Module):
+    """Blocks and a last norm. `mixer` may build any other layer that follows `Mixer`."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        mixer: Callable[[BackboneConfig], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        ffn_dim = config.ffn_dim or -(-8 * config.dim // 96) * 32
+        build = mixer or MIXERS[config.mixer]
+        self.blocks = nn.ModuleList(
+            Block(config.dim, build(config), ffn_dim) for _ in range(config.num_layers)
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=1e-5)
+        # What each block adds is scaled down with depth, so that the sum starts at the input's size.
+        for name, weight in self.named_parameters():
+            if name.endswith(("mixer.out.weight", "ffn.out.weight")):
+                weight.data.div_(math.sqrt(2 * config.num_layers))
+
+    def fresh_state(self, batch: int) -> tuple[Any, ...]:
+        """The state before the first token, for `batch` rows."""
+        return tuple(block.mixer.fresh_state(batch) for block in self.blocks)
+
+    def restart_memory(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The state with every memory as before the first token; convolutions and caches go on."""
+        return tuple(
+            block.mixer.restart_memory(part) for block, part in zip(self.blocks, state, strict=True)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: tuple[Any, ...] | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], tuple[Any, ...]]:
+        """Hidden states and the state after them; without a state, a fresh one."""
+        if state is None:
+            state = self.fresh_state(x.shape[0])
+        if len(state) != len(self.blocks):
+            raise ValueError(
+                f"state must have one part for each of {len(self.blocks)} blocks: got {len(state)}. "
+                "It belongs to another model."
+            )
+        after = []
+        for block, part in zip(self.blocks, state, strict=True):
+            x, part = block(x, part, mask=mask, reset=reset, write=write)
+            after.append(part)
+        return self.norm(x), tuple(after)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
+    """Parameter groups for an optimiser: no decay on vectors, initial memories, gates and norms."""
+    exempt = {
+        id(p)
+        for module in model.modules()
+        for name, p in module.named_parameters()
+        if p.ndim < 2 or name.startswith(getattr(module, "no_decay", ()))
+    }
+    decayed = [p for p in model.parameters() if id(p) not in exempt]
+    others = [p for p in model.parameters() if id(p) in exempt]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,189 @@
+"""The neural memory as a layer: it trains an MLP on what it reads, and reads from it.
+
+B batch, T time, H memory heads, D width of a head, E hidden width of the memory MLP, L its layers.
+Source: arXiv 2501.00663, section 3, and its NeurIPS 2025 version; `docs/choices.md` lists what the
+paper leaves open and what was chosen.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from titans_core.convolution import CausalConvolution
+from titans_kernels import (
+    MemoryState,
+    UpdateRule,
+    fresh_state,
+    memory_read,
+    memory_update,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """The neural memory. Its heads' width is the model's divided by `num_heads`."""
+
+    num_heads: int = 4
+    depth: int = 2  # layers of the memory MLP
+    expansion: int = 4  # E / D
+    chunk_size: int = 16  # tokens whose gradients are taken at one memory; part of a trained model
+    conv_size: int = 4  # 0 for none
+    max_step_size: float = 0.1  # starts at half of it
+    gates: Literal["layer", "shared"] = "layer"  # one per memory layer, or one for all of them
+    momentum: bool = True
+    forget: Literal["initial", "zero", "none"] = "initial"  # what forgetting returns to
+    max_surprise: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "depth", "expansion", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"memory.{name} must be at least 1: got {getattr(self, name)}.")
+        if self.conv_size < 0 or self.conv_size == 1:
+            raise ValueError(f"memory.conv_size must be 0 or at least 2: got {self.conv_size}.")
+        if not self.max_step_size > 0:
+            raise ValueError(f"memory.max_step_size must be positive: got {self.max_step_size}.")
+        if self.forget not in ("initial", "zero", "none"):
+            raise ValueError(
+                f"memory.forget must be 'initial', 'zero' or 'none': got {self.forget!r}."
+            )
+        if self.gates not in ("layer", "shared"):
+            raise ValueError(f"memory.gates must be 'layer' or 'shared': got {self.gates!r}.")
+
+    def rule(self) -> UpdateRule:
+        return UpdateRule(
+            chunk_size=self.chunk_size,
+            forget_toward="zero" if self.forget == "zero" else "initial",
+            max_surprise=self.max_surprise,
+        )
+
+
+class NeuralMemoryState(NamedTuple):
+    memory: MemoryState
+    conv_tail: Float[Tensor, "B S C"] | None
+
+
+FORGET_BIAS = -4.6
+"""Forget starts near 0.01 per token: sigmoid(0) would erase half of the memory at every token."""
+
+MOMENTUM_BIAS = 1.0
+
+
+class NeuralMemory(nn.Module):
+    """Maps [B, T, dim] to [B, T, dim] by writing every token into a memory and reading after it."""
+
+    no_decay = ("initial", "norm_gain", "norm_bias", "gates", "out_norm")
+
+    def __init__(self, dim: int, config: MemoryConfig) -> None:
+        super().__init__()
+        if dim % config.num_heads:
+            raise ValueError(
+                f"dim must be a multiple of memory.num_heads = {config.num_heads}: got {dim}."
+            )
+        self.config, self.rule = config, config.rule()
+        heads, width = config.num_heads, dim // config.num_heads
+        self.shape = (heads, width)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.conv = CausalConvolution(3 * dim, config.conv_size) if config.conv_size else None
+        self.num_gates = config.depth if config.gates == "layer" else 1
+        kinds = 1 + config.momentum + (config.forget != "none")
+        self.gates = nn.Linear(dim, kinds * heads * self.num_gates)
+        self.out_gate = nn.Linear(dim, dim, bias=False)
+        self.out_norm = nn.Parameter(torch.ones(heads, width))
+        self.out = nn.Linear(dim, dim, bias=False)
+        sizes = [width, *[config.expansion * width] * (config.depth - 1), width]
+        self.initial = nn.ParameterList(
+            torch.empty(heads, outside, inside)
+            for inside, outside in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.norm_gain = nn.Parameter(torch.ones(heads, width))
+        self.norm_bias = nn.Parameter(torch.zeros(heads, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for w in self.initial:
+            nn.init.normal_(w, std=1 / math.sqrt(w.shape[-1]))
+        # Small weights: a gate starts at its bias, and learns to depend on the token.
+        nn.init.normal_(self.gates.weight, std=0.1 / math.sqrt(self.gates.in_features))
+        biases = [0.0] + [MOMENTUM_BIAS] * self.config.momentum
+        biases += [FORGET_BIAS] * (self.config.forget != "none")
+        per_kind = self.gates.out_features // len(biases)
+        with torch.no_grad():
+            self.gates.bias.copy_(torch.tensor(biases).repeat_interleave(per_kind))
+
+    def fresh_state(self, batch: int) -> NeuralMemoryState:
+        """The state before the first token."""
+        weight = self.qkv.weight
+        tail = None if self.conv is None else self.conv.fresh_tail(batch, weight)
+        return NeuralMemoryState(fresh_state(tuple(self.initial), batch, rule=self.rule), tail)
+
+    def restart_memory(self, state: NeuralMemoryState) -> NeuralMemoryState:
+        """The state with memory, surprise and write position as before the first token."""
+        batch = len(state.memory.position)
+        return state._replace(memory=fresh_state(tuple(self.initial), batch, rule=self.rule))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: NeuralMemoryState | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
+        """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
+        if state is None:
+            state = self.fresh_state(x.shape[0])
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        q, k, v, tail = self._project(x, state.conv_tail, mask, reset)
+        norm = (self.norm_gain, self.norm_bias)
+        initial = tuple(self.initial)
+        if write:
+            step_size, momentum, forget = self._gates(x)
+            y, memory = memory_update(
+                q, k, v, step_size, momentum, forget, initial,
+                rule=self.rule, norm=norm, mask=mask, reset=reset, state=state.memory,
+            )  # fmt: skip
+        else:
+            if reset is not None:
+                raise ValueError(
+                    "A frozen memory cannot be reset: pass reset=None with write=False."
+                )
+            memory = state.memory
+            y = memory_read(q, memory, initial, rule=self.rule, norm=norm)
+        y = F.rms_norm(y, y.shape[-1:], eps=1e-5) * self.out_norm
+        y = y.flatten(2).to(x.dtype) * F.silu(self.out_gate(x))
+        return self.out(y), NeuralMemoryState(memory, tail)
+
+    def _project(
+        self, x: Tensor, tail: Tensor | None, mask: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k, v [B, T, H, D], with q and k of length 1."""
+        qkv = self.qkv(x)
+        if self.conv is not None and tail is not None:
+            qkv, tail = self.conv(qkv, tail, mask=mask, reset=reset)
+        q, k, v = F.silu(qkv).unflatten(-1, (3, *self.shape)).unbind(2)
+        return unit_length(q), unit_length(k), v, tail
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """step_size, momentum, forget, each [B, T, H, L or 1]."""
+        heads = self.shape[0]
+        # A sigmoid near 1 has no precision left in bf16.
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.to(self.gates.weight.dtype), self.gates.weight, self.gates.bias)
+            gates = torch.sigmoid(logits).unflatten(-1, (-1, heads, self.num_gates)).unbind(2)
+        step_size, *rest = gates
+        off = torch.zeros_like(step_size)
+        momentum = rest.pop(0) if self.config.momentum else off
+        forget = rest.pop(0) if self.config.forget != "none" else off
+        return step_size * self.config.max_step_size, momentum, forget
+
+
+def unit_length(x: Tensor) -> Tensor:
+    # The epsilon stands inside the root, whose derivative at 0 is infinite.
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

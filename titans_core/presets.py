@@ -1,0 +1,33 @@
+"""Named sizes. The last four are the paper's (NeurIPS 2025 version, appendix), tiny and small a laptop's.
+
+Memory heads are 64 wide where the paper's 16 or 8 heads would be 48, 64, 96 or 256: a width that
+kernels take whole.
+"""
+
+from titans_core.attention import AttentionConfig
+from titans_core.backbone import BackboneConfig
+from titans_core.memory import MemoryConfig
+
+
+def _paper(num_layers: int, dim: int, num_heads: int) -> BackboneConfig:
+    return BackboneConfig(
+        dim=dim,
+        num_layers=num_layers,
+        memory=MemoryConfig(num_heads=dim // 64),
+        attention=AttentionConfig(num_heads=num_heads),
+    )
+
+
+PRESETS: dict[str, BackboneConfig] = {
+    "tiny": BackboneConfig(
+        dim=64,
+        num_layers=2,
+        memory=MemoryConfig(num_heads=2),
+        attention=AttentionConfig(num_heads=2),
+    ),
+    "small": BackboneConfig(dim=128, num_layers=4),
+    "170m": _paper(12, 768, 16),
+    "340m": _paper(24, 1024, 16),
+    "760m": _paper(24, 1536, 16),
+    "1.3b": _paper(18, 2048, 8),
+}
