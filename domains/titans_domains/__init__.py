@@ -1,1 +1,1 @@
-"""."""
+"""Domain adapters: what turns text, series or sequences into tokens, losses and figures."""

@@ -1,0 +1,147 @@
+"""Checkpoints as safetensors and JSON: nothing in them is code, and none is ever half-written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from titans_core.state import StateT
+
+SCHEMA = 1
+WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
+
+
+class CheckpointFolder(CheckpointIO):
+    """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        rest = dict(checkpoint)
+        weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
+        tensors: dict[str, torch.Tensor] = {}
+        table = json.dumps({"schema": SCHEMA, "checkpoint": pack(rest, tensors)})
+        draft = path.with_name(path.name + ".tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file(weights, draft / WEIGHTS)
+        save_file(tensors, draft / TENSORS)
+        (draft / REST).write_text(table)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(draft, path)
+        for old in complete(path.parent)[:-2]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
+        path = Path(path)
+        weights = load_tensors(path / WEIGHTS)
+        tensors = load_tensors(path / TENSORS)
+        checkpoint = unpack(read_json(path / REST)["checkpoint"], tensors)
+        checkpoint["state_dict"] = {f"model.{k}": v for k, v in weights.items()}
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp")
+
+
+def latest(folder: Path) -> Path:
+    """The newest checkpoint; FileNotFoundError where there is none."""
+    found = complete(folder)
+    if not found:
+        raise FileNotFoundError(
+            f"There is no checkpoint in {folder}: the run was stopped before its first. Start it "
+            "again with --force."
+        )
+    return found[-1]
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file; ValueError where it is cut short or something else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of this schema; ValueError where it is cut short, or of another version."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
+    try:
+        table = json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is cut short or is no JSON.") from None
+    if not isinstance(table, dict) or "schema" not in table:
+        raise ValueError(f"{path} was not written by titans: it has no schema version.")
+    if table["schema"] != SCHEMA:
+        raise ValueError(
+            f"{path} has schema version {table['schema']!r}: this titans reads {SCHEMA}. Use the "
+            "version of titans that wrote it."
+        )
+    return table
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fills the model; ValueError where the file's weights are not this model's."""
+    weights = load_tensors(path)
+    ours = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    theirs = {name: tuple(x.shape) for name, x in weights.items()}
+    if ours != theirs:
+        odd = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))[0]
+        raise ValueError(
+            f"{path} is of another model: {odd} is {theirs.get(odd, 'absent')} there, "
+            f"{ours.get(odd, 'absent')} in the configuration."
+        )
+    model.load_state_dict(weights)
+
+
+def pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` as JSON, its tensors moved to `tensors` under a number each."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[k, pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [pack(v, tensors) for v in value]}
+    if isinstance(value, list):
+        return [pack(v, tensors) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"A checkpoint holds tensors and plain values: got {type(value).__name__}.")
+
+
+def unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [unpack(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(unpack(v, tensors) for v in content)
+    return {k: unpack(v, tensors) for k, v in content}
+
+
+def rebuild(state: Any, like: StateT) -> StateT:
+    """Plain nested tuples with the named tuples of `like` put back."""
+    if not isinstance(like, tuple):
+        return state
+    children = [rebuild(a, b) for a, b in zip(state, like, strict=True)]
+    return type(like)(*children) if hasattr(like, "_fields") else tuple(children)  # type: ignore[return-value]

@@ -1,0 +1,64 @@
+"""What the shared trainer and the CLI need of a domain. Third parties add one through the entry-point
+group `titans.domains`, and its commands through `titans.commands`."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Step(NamedTuple):
+    """One training step's outcome. `log` holds numbers for the progress bar and the CSV log."""
+
+    loss: Tensor
+    state: Any
+    tokens: int
+    log: dict[str, float]
+
+
+class Task(Protocol):
+    """A model with its data and loss: everything that one run trains."""
+
+    model: nn.Module
+
+    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Endless batches, each with the JSON-able cursor from which the next ones can be made."""
+        ...
+
+    def fresh_state(self) -> Any:
+        """The state before the first batch."""
+        ...
+
+    def step(self, batch: Any, state: Any) -> Step:
+        """The loss of a batch that is read from `state` on (None: from a fresh one)."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out data; the first is the one to minimise."""
+        ...
+
+    def sample(self) -> str | None:
+        """A short specimen of what the model makes, for the eye; None where there is none."""
+        ...
+
+    def save_extras(self, folder: Path) -> None:
+        """Writes what a run needs beside weights and configuration (a tokenizer, say)."""
+        ...
+
+
+class Domain(Protocol):
+    name: str
+    config_type: type
+    presets: Mapping[str, Any]
+
+    def task(self, config: Any, device: torch.device) -> Task:
+        """The task that a configuration describes; reads the data, so bad data raises here."""
+        ...
+
+
+def domains() -> dict[str, Any]:
+    """The installed domains' entry points by name; `.load()` gives the domain."""
+    return {point.name: point for point in entry_points(group="titans.domains")}

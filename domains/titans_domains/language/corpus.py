@@ -1,0 +1,159 @@
+"""Documents from files, folders, hub data sets and Python's own documentation."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+EMBEDDED = "embedded"
+HUB = "hf:"
+READERS = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+
+
+def documents(source: str) -> Iterator[bytes]:
+    """The documents of `source` as UTF-8: `embedded`, a file, a folder, or `hf:name[:split]`.
+
+    A text file is one document, a line of .jsonl and a row of .parquet are one each (their `text`).
+    """
+    if source == EMBEDDED:
+        from pydoc_data.topics import topics
+
+        yield from (topics[name].encode() for name in sorted(topics))
+    elif source.startswith(HUB):
+        yield from hub_documents(source)
+    else:
+        yield from path_documents(Path(source))
+
+
+def path_documents(path: Path) -> Iterator[bytes]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no file or folder {str(path)!r}; data may be a path, 'embedded' or 'hf:NAME'."
+        )
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
+        if not files:
+            raise ValueError(f"{path} holds no {', '.join(READERS)} file.")
+        for file in files:
+            yield from path_documents(file)
+    elif path.suffix == ".jsonl":
+        yield from json_documents(path)
+    elif path.suffix == ".parquet":
+        yield from parquet_documents(path)
+    else:
+        yield checked(path.read_bytes(), str(path))
+
+
+def checked(text: bytes, name: str) -> bytes:
+    """The text if it is some; ValueError for empty and binary ones."""
+    if not text.strip():
+        raise ValueError(f"{name} is empty: give a text with at least one sequence in it.")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be UTF-8 text: byte {error.start} is not.") from None
+    if b"\0" in text:
+        raise ValueError(f"{name} must be text: byte {text.index(0)} is 0, so it looks binary.")
+    return text
+
+
+def json_documents(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        count = 0
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            name = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{name} is not JSON: {error}.") from None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise ValueError(f"{name} must be an object with a string 'text'.")
+            count += 1
+            yield checked(row["text"].encode(), name)
+    if not count:
+        raise ValueError(f"{path} is empty: it holds no line of JSON.")
+
+
+def parquet_documents(path: Path) -> Iterator[bytes]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}.") from None
+    if "text" not in table.schema_arrow.names:
+        raise ValueError(f"{path} must have a column 'text': it has {table.schema_arrow.names}.")
+    if not table.metadata.num_rows:
+        raise ValueError(f"{path} is empty: it holds no row.")
+    row = 0
+    for batch in table.iter_batches(columns=["text"]):
+        for value in batch.column(0).to_pylist():
+            yield checked((value or "").encode(), f"{path}, row {row}")
+            row += 1
+
+
+def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
+    """Streams a Hugging Face data set, from document `skip` on."""
+    name, _, split = source.removeprefix(HUB).partition(":")
+    # Without a network the hub client would retry for half a minute before it says so.
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        rows = rows.skip(skip)
+    except Exception as error:  # the hub client raises many unrelated kinds
+        raise ConnectionError(
+            f"The data set {name!r} could not be opened: {_first_line(error)}. Check the name and "
+            "the network, or give a file with --data."
+        ) from None
+    for number, row in enumerate(rows, skip):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"{name} must have a column 'text': row {number} has {sorted(row)}.")
+        if row["text"].strip():
+            yield row["text"].encode()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def fingerprint(texts: list[bytes]) -> str:
+    """SHA-256 over the documents and their lengths."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "little"))
+        digest.update(text)
+    return digest.hexdigest()
+
+
+def split_documents(texts: list[bytes], held_out: float) -> tuple[list[bytes], list[bytes]]:
+    """The documents before and after the cut that leaves the last `held_out` of all bytes."""
+    cut = int((1 - held_out) * sum(map(len, texts)))
+    first, second = [], []
+    for text in texts:
+        # A cut inside a letter would leave bytes that are no text.
+        at = max(cut, 0)
+        while 0 < at < len(text) and text[at] & 0xC0 == 0x80:
+            at -= 1
+        if text[:at]:
+            first.append(text[:at])
+        if text[at:]:
+            second.append(text[at:])
+        cut -= len(text)
+    return first, second
+
+
+def first_bytes(texts: list[bytes], count: int) -> list[bytes]:
+    """The documents that hold the first `count` bytes, the last of them cut there."""
+    chosen = []
+    for text in texts:
+        if count <= 0:
+            break
+        chosen.append(text[:count].decode(errors="ignore").encode())
+        count -= len(text)
+    return [text for text in chosen if text]
