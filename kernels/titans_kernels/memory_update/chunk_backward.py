@@ -148,11 +148,13 @@ def write_backward(
         d_error = update_backward(
             chunk, keys, layer, d_updates[layer], d_error, d_inputs, d_gates.layer(layer)
         )
-    # The first layer's weights carry no error further back.
-    d_weights.insert(0, torch.zeros_like(keys.weights[0]))
     dk, dv, d_out = outer_backward(chunk, keys, d_error, d_affine)
     for layer in reversed(range(layers)):
-        d_weights[layer].baddbmm_(d_out.mT, keys.inputs[layer])
+        if layer > 0:
+            d_weights[layer - 1].baddbmm_(d_out.mT, keys.inputs[layer])
+        else:
+            # The first layer's weights carry no error further back, so this is all they get.
+            d_weights.insert(0, d_out.mT @ keys.inputs[0])
         d_inputs[layer].baddbmm_(d_out, keys.weights[layer])
         if layer > 0:
             d_out = d_sums[layer - 1].addcmul_(d_inputs[layer], keys.slopes[layer - 1][0])

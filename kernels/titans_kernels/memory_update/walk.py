@@ -27,6 +27,9 @@ KEEP_ALL_BYTES = 256 * 2**20
 State = tuple[Layers, Layers, Layers]
 """Memory, memory at the chunk's start, surprise; [R, out, in] per layer."""
 
+GradientState = tuple[Layers, Layers | None, Layers]
+"""Gradients by a State; None where the memory at the chunk's start has none yet."""
+
 
 class Layout(NamedTuple):
     """Where in the grid documents and chunks begin."""
@@ -192,7 +195,7 @@ class Gradients:
         affine = [x for x in (call.gain, call.bias) if x is not None]
         self.affine = [torch.zeros_like(x) for x in affine]
 
-    def step(self, n: int, state: State, dy: Tensor, d_state: State) -> State:
+    def step(self, n: int, state: State, dy: Tensor, d_state: GradientState) -> GradientState:
         """Gradients by the state before chunk n, from those by its output and by the state after."""
         call = self.call
         memory, held, surprise = call.enter(n, state)
@@ -205,16 +208,13 @@ class Gradients:
             chunk, memory, surprise, keys, queries,
             dy, d_memory, d_surprise, gates, self.base, self.affine,
         )  # fmt: skip
-        for d, part in zip(d_held, d_chunk, strict=True):
-            d += part
-        if call.all_open[n]:
-            for d, part in zip(d_memory, d_held, strict=True):
+        if d_chunk is not None:
+            for d, part in zip(d_held, d_chunk, strict=True):
                 d += part
-            d_chunk = [torch.zeros_like(d) for d in d_held]
-        else:
-            for d, part in zip(d_memory, d_held, strict=True):
-                d += part * call.opens[:, n]
-            d_chunk = [d * ~call.opens[:, n] for d in d_held]
+        opens = None if call.all_open[n] else call.opens[:, n]
+        for d, part in zip(d_memory, d_held, strict=True):
+            d += part if opens is None else part * opens
+        d_chunk = None if opens is None else [d * ~opens for d in d_held]
         if call.resets is not None and call.any_reset is not None and call.any_reset[n]:
             fresh = call.resets[:, n]
             for total, part in zip(self.start, (d_memory, d_surprise), strict=True):
@@ -223,6 +223,9 @@ class Gradients:
                     w *= ~fresh
         return d_memory, d_chunk, d_surprise
 
-    def result(self, d_state: State) -> list[Tensor]:
-        states = [d for part in (*d_state, *self.start) for d in part]
+    def result(self, d_state: GradientState) -> list[Tensor]:
+        d_memory, d_chunk, d_surprise = d_state
+        if d_chunk is None:
+            d_chunk = [torch.zeros_like(w) for w in d_memory]
+        states = [d for part in (d_memory, d_chunk, d_surprise, *self.start) for d in part]
         return [self.q, self.k, self.v, *self.gates, *states, *(self.base or []), *self.affine]
