@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from titans_core import PRESETS, BackboneConfig, count_parameters
 from titans_domains.config import override
 from titans_domains.language.evaluate import bits_per_byte
@@ -57,7 +58,10 @@ def run(settings: LanguageConfig) -> tuple[LanguageTask, dict[str, float]]:
     def show(step: int, row: dict[str, Any]) -> None:
         rows.update(row)
         if step % 20 == 0:
-            print(f"step {step} loss {row['bits_per_byte']:.3f} {row['tokens_per_s']} tok/s", flush=True)
+            print(
+                f"step {step} loss {row['bits_per_byte']:.3f} {row['tokens_per_s']} tok/s",
+                flush=True,
+            )
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -33,7 +33,7 @@ class AttentionState(NamedTuple):
     keys: Float[Tensor, "B S H D"]
     values: Float[Tensor, "B S H D"]
     at: Int[Tensor, "B S"]  # position of each cached token; -1 where there is none
-    position: Int[Tensor, "B"]
+    position: Int[Tensor, " B"]
     conv_tail: Float[Tensor, "B R C"] | None
 
 
@@ -91,7 +91,9 @@ class Attention(nn.Module):
         )
         key_at = torch.cat([state.at, at if mask is None else at.where(mask, -1)], 1)
         y = F.scaled_dot_product_attention(
-            *(z.transpose(1, 2) for z in (q, keys, values)),
+            q.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
             **self._visible(state, at, first, key_at, plain=mask is None and reset is None),
         )
         cache = self._trim(keys, values, key_at, first, mask)
@@ -149,7 +151,7 @@ def positions(
     return torch.where(first >= 0, index - first, position[:, None] + index), first
 
 
-def next_position(position: Tensor, first: Tensor, mask: Tensor | None) -> Int[Tensor, "B"]:
+def next_position(position: Tensor, first: Tensor, mask: Tensor | None) -> Int[Tensor, " B"]:
     """The place of the token that comes next; padding does not count."""
     batch, time = first.shape
     if time == 0:

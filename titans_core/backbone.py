@@ -1,4 +1,4 @@
-"""A stack of blocks from hidden states to hidden states; it knows no tokens, so every domain stands on it.
+"""A stack of blocks from hidden states to hidden states: no tokens, so every domain stands on it.
 
 B batch, T time, dim width of the model.
 """
@@ -6,7 +6,7 @@ B batch, T time, dim width of the model.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -116,14 +116,17 @@ class Backbone(nn.Module):
             if name.endswith(("mixer.out.weight", "ffn.out.weight")):
                 weight.data.div_(math.sqrt(2 * config.num_layers))
 
+    def _mixers(self) -> list[Mixer]:
+        return [cast(Block, block).mixer for block in self.blocks]
+
     def fresh_state(self, batch: int) -> tuple[Any, ...]:
         """The state before the first token, for `batch` rows."""
-        return tuple(block.mixer.fresh_state(batch) for block in self.blocks)
+        return tuple(mixer.fresh_state(batch) for mixer in self._mixers())
 
     def restart_memory(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
         """The state with every memory as before the first token; convolutions and caches go on."""
         return tuple(
-            block.mixer.restart_memory(part) for block, part in zip(self.blocks, state, strict=True)
+            mixer.restart_memory(part) for mixer, part in zip(self._mixers(), state, strict=True)
         )
 
     def forward(

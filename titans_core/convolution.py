@@ -27,7 +27,7 @@ class CausalConvolution(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B S C"]]:
         """The outputs, and the last `size - 1` inputs of the document that each row is in."""
-        batch, time, _ = x.shape
+        time = x.shape[1]
         span = torch.cat([tail.to(x.dtype), x], 1)
         if reset is None:
             y = F.conv1d(span.mT, self.weight[:, None], groups=self.weight.shape[0]).mT

@@ -7,6 +7,7 @@ paper leaves open and what was chosen.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,8 +98,7 @@ class NeuralMemory(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         sizes = [width, *[config.expansion * width] * (config.depth - 1), width]
         self.initial = nn.ParameterList(
-            torch.empty(heads, outside, inside)
-            for inside, outside in zip(sizes[:-1], sizes[1:], strict=True)
+            torch.empty(heads, outside, inside) for inside, outside in pairwise(sizes)
         )
         self.norm_gain = nn.Parameter(torch.ones(heads, width))
         self.norm_bias = nn.Parameter(torch.zeros(heads, width))

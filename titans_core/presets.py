@@ -1,4 +1,4 @@
-"""Named sizes. The last four are the paper's (NeurIPS 2025 version, appendix), tiny and small a laptop's.
+"""Named sizes: tiny and small for a laptop, the others the paper's (NeurIPS 2025 version, appendix).
 
 Memory heads are 64 wide where the paper's 16 or 8 heads would be 48, 64, 96 or 256: a width that
 kernels take whole.

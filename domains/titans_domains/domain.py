@@ -22,7 +22,13 @@ class Step(NamedTuple):
 class Task(Protocol):
     """A model with its data and loss: everything that one run trains."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def data_sha256(self) -> str | None:
+        """SHA-256 of the training data; None where it is streamed."""
+        ...
 
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Endless batches, each with the JSON-able cursor from which the next ones can be made."""
@@ -50,12 +56,20 @@ class Task(Protocol):
 
 
 class Domain(Protocol):
-    name: str
-    config_type: type
-    presets: Mapping[str, Any]
+    @property
+    def name(self) -> str: ...
 
-    def task(self, config: Any, device: torch.device) -> Task:
-        """The task that a configuration describes; reads the data, so bad data raises here."""
+    @property
+    def config_type(self) -> type: ...
+
+    @property
+    def presets(self) -> Mapping[str, Any]: ...
+
+    def task(self, config: Any, device: torch.device, folder: Path | None = None) -> Task:
+        """The task that a configuration describes; reads the data, so bad data raises here.
+
+        `folder` is that of a run that goes on, where `save_extras` once wrote.
+        """
         ...
 
 

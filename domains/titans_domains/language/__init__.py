@@ -1,7 +1,5 @@
 """Language modelling: tokenizers, corpora, streams of batches, evaluation and generation."""
 
-from titans_domains.language.task import LanguageDomain
+from titans_domains.language.task import DOMAIN, LanguageConfig, LanguageDomain, load_run
 
-DOMAIN = LanguageDomain()
-
-__all__ = ["DOMAIN", "LanguageDomain"]
+__all__ = ["DOMAIN", "LanguageConfig", "LanguageDomain", "load_run"]

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
+from titans_domains.language.floors import floors
 from titans_domains.language.model import LanguageModel, token_nats
 from titans_domains.language.tokenizers import Tokenizer
 
@@ -98,3 +100,33 @@ def window_costs(
         progress(len(cost))
         if last == inputs.shape[1]:
             return
+
+
+def report(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: list[bytes],
+    training: list[bytes] | None,
+    *,
+    window: int,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, Any]:
+    """Bits per byte in every mode the model has, and the floors of the same texts.
+
+    The static n-gram needs the training texts; without them (None) it is left out.
+    """
+    scores = {
+        f"{model.backbone.config.mixer}, {describe(mode, window)}": bits_per_byte(
+            model, tokenizer, texts, mode, window=window, progress=progress
+        )
+        for mode in modes_of(model)
+    }
+    return {
+        "bits_per_byte": scores,
+        "floors": floors(b"".join(training or []), b"".join(texts)),
+        "bytes": sum(map(len, texts)),
+    }
+
+
+def describe(mode: str, window: int) -> str:
+    return f"{mode}({window})" if mode in ("reset", "window") else mode

@@ -5,6 +5,7 @@ the gap before it is masked.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,15 +51,15 @@ class Corpus:
             if len(text) > self.share:
                 # A first piece of random length moves all later cuts.
                 inner = -(-len(text) // self.share)
-                first = random.integers(1, self.share + 1)
+                first = int(random.integers(1, self.share + 1))
                 cuts = [0, *(first + self.share * i for i in range(inner)), len(text)]
                 cuts = sorted({min(cut, len(text)) for cut in cuts})
-                cuts = [0] + cuts[1:]
+                cuts = [0, *cuts[1:]]
                 # One cut more or less would change the number of parts.
                 while len(cuts) < inner + 2:
                     widest = int(np.argmax(np.diff(cuts)))
                     cuts.insert(widest + 1, (cuts[widest] + cuts[widest + 1]) // 2)
-            pieces += [(index, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            pieces += [(index, a, b) for a, b in pairwise(cuts)]
         self.epoch, self.pieces = epoch, [pieces[i] for i in random.permutation(len(pieces))]
 
     def part(self, number: int) -> np.ndarray:
@@ -77,7 +78,8 @@ class Hub:
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self.source, self.tokenizer = source, tokenizer
-        self.next, self.rows = -1, iter(())
+        self.next = -1
+        self.rows: Iterator[bytes] = iter(())
 
     def part(self, number: int) -> np.ndarray:
         if number != self.next:

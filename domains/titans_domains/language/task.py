@@ -1,17 +1,15 @@
 """Language modelling as a task of the shared trainer, and the runs it leaves."""
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from titans_core import PRESETS, BackboneConfig
-from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, load_weights, read_json
-from titans_domains.config import from_dict, to_dict
+from titans_domains.checkpoints import WEIGHTS, latest, load_weights
 from titans_domains.domain import Step
 from titans_domains.language import corpus
 from titans_domains.language.evaluate import bits_per_byte, modes_of
@@ -19,13 +17,13 @@ from titans_domains.language.generate import as_text, generate
 from titans_domains.language.model import LanguageModel, next_token_loss
 from titans_domains.language.streams import Batch, Corpus, Hub, Source, Streams
 from titans_domains.language.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from titans_domains.runs import load_run_table
 from titans_domains.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: str = corpus.EMBEDDED  # embedded, a file, a folder, or hf:NAME[:SPLIT]
-    sha256: str | None = None  # of the documents; filled in when they are read
     tokenizer: str = "bytes"  # bytes, bpe, or the path of a tokenizer file
     vocab_size: int = 4096  # of a BPE that is trained on the corpus
     seq_len: int = 256
@@ -70,7 +68,10 @@ LANGUAGE_PRESETS: dict[str, LanguageConfig] = {
 class LanguageTask:
     """A language model, its corpus and its loss; follows `titans_domains.domain.Task`."""
 
-    def __init__(self, config: LanguageConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: LanguageConfig, device: torch.device, folder: Path | None = None
+    ) -> None:
+        self.data_sha256: str | None = None
         data, train, model = config.data, config.train, config.model
         held_out: list[bytes] = []
         source: Source
@@ -83,14 +84,12 @@ class LanguageTask:
             source, self.bytes_per_token = Hub(data.source, self.tokenizer), 1.0
         else:
             texts, held_out = read_corpus(data)
-            sha256 = corpus.fingerprint([*texts, *held_out])
-            if data.sha256 not in (None, sha256):
-                raise ValueError(
-                    f"{data.source} is not what it was: its SHA-256 is {sha256}, the run's "
-                    f"{data.sha256}. Bring back the text, or start another run."
-                )
-            config = replace(config, data=replace(data, sha256=sha256))
-            self.tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, texts)
+            self.data_sha256 = corpus.fingerprint([*texts, *held_out])
+            self.tokenizer = (
+                make_tokenizer(data.tokenizer, data.vocab_size, texts)
+                if folder is None
+                else load_tokenizer(data.tokenizer, folder)
+            )
             ids = [self.tokenizer.encode(text) for text in texts]
             count = sum(map(len, ids))
             if count < data.seq_len:
@@ -153,31 +152,46 @@ class LanguageDomain:
     config_type = LanguageConfig
     presets = LANGUAGE_PRESETS
 
-    def task(self, config: LanguageConfig, device: torch.device) -> LanguageTask:
-        return LanguageTask(config, device)
+    def task(
+        self, config: LanguageConfig, device: torch.device, folder: Path | None = None
+    ) -> LanguageTask:
+        return LanguageTask(config, device, folder)
 
 
-def write_run(task: LanguageTask, out: Path) -> None:
-    """The run's configuration and tokenizer, from which `load_run` builds the model again."""
-    table = {"schema": SCHEMA, "domain": "language", "config": to_dict(task.config)}
-    (out / "config.json").write_text(json.dumps(table, indent=2) + "\n")
-    task.save_extras(out)
-
-
-def load_config(run: Path) -> LanguageConfig:
-    """The configuration of a run; ValueError where `run` is none, or of another domain."""
-    if not run.is_dir():
-        raise FileNotFoundError(f"There is no run folder {str(run)!r}.")
-    table = read_json(run / "config.json")
-    if table.get("domain") != "language":
-        raise ValueError(f"{run} is a run of the domain {table.get('domain')!r}, not of language.")
-    return from_dict(LanguageConfig, table.get("config"))
+DOMAIN = LanguageDomain()
 
 
 def load_run(run: Path, device: torch.device) -> tuple[LanguageModel, Tokenizer, LanguageConfig]:
     """The model of a run at its newest checkpoint."""
-    config = load_config(run)
+    config, _ = load_run_table(run, DOMAIN)
     tokenizer = load_tokenizer(config.data.tokenizer, run)
     model = LanguageModel(config.model, tokenizer.vocab_size)
     load_weights(model, latest(run / "checkpoints") / WEIGHTS)
     return model.to(device).eval(), tokenizer, config
+
+
+def texts_for(
+    run: Path, config: LanguageConfig, source: str | None
+) -> tuple[list[bytes] | None, list[bytes]]:
+    """A run's training texts where they are still there (else None), and the texts to evaluate.
+
+    Without a source the latter are the run's own held-out ones.
+    """
+    table = load_run_table(run, DOMAIN)[1]
+    training = held_out = None
+    if not config.data.source.startswith(corpus.HUB):
+        try:
+            training, held_out = read_corpus(config.data)
+        except (OSError, ValueError):
+            if source is None:
+                raise
+        else:
+            if corpus.fingerprint([*training, *held_out]) != table["data_sha256"]:
+                if source is None:
+                    raise ValueError(f"{config.data.source} has changed since {run} was trained.")
+                training = None
+    if source is not None:
+        return training, list(corpus.documents(source))
+    if not held_out:
+        raise ValueError(f"{run} held no text out: give one with --data.")
+    return training, held_out

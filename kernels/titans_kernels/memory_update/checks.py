@@ -1,4 +1,4 @@
-"""What a caller of the memory update may pass, checked once; each error says what came and what to do."""
+"""What a caller of the memory update may pass, checked once; errors say what came and what to do."""
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ def check_initial(initial: InitialWeights, norm: Norm | None, q: Tensor) -> None
         raise ValueError("initial must hold at least one weight matrix [H, out, in]: got none.")
     inside = width
     for layer, w in enumerate(initial):
-        outside = width if layer == len(initial) - 1 else w.shape[1] if w.ndim == 3 else "E"
+        hidden = w.shape[1] if w.ndim == 3 else 4 * width
+        outside = width if layer == len(initial) - 1 else hidden
         if w.shape != (heads, outside, inside):
             raise ValueError(
                 f"initial[{layer}] must have shape [H, out, in] = [{heads}, {outside}, {inside}]: "
@@ -91,7 +92,8 @@ def check_layout(
             continue
         if flags.dtype != torch.bool or list(flags.shape) != shape:
             raise ValueError(
-                f"{name} must be boolean of shape [B, T] = {shape}: got {flags.dtype} {list(flags.shape)}."
+                f"{name} must be boolean of shape [B, T] = {shape}: got {flags.dtype} "
+                f"{list(flags.shape)}."
             )
         if flags.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}: got {flags.device}.")

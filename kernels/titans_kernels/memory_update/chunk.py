@@ -43,8 +43,7 @@ class Inputs(NamedTuple):
     v: Tensor
     gates: Coefficients
     base: Layers | None  # M_{-1} where forgetting goes toward it
-    gain: Tensor | None
-    bias: Tensor | None  # [R, 1, D]
+    affine: tuple[Tensor, Tensor] | None  # gain and bias of the layer norm [R, 1, D]
     rule: UpdateRule
 
 
@@ -54,8 +53,7 @@ class Keys(NamedTuple):
     weights: Layers  # the memory at which the gradients are taken
     inputs: Layers  # X_{l-1} of each layer [R, C, in]
     slopes: list[tuple[Tensor, Tensor]]  # first and second derivative at Z_l, l < L
-    normed: Tensor | None
-    rstd: Tensor | None
+    norm: tuple[Tensor, Tensor] | None  # normed sum and reciprocal deviation
     outer: Tensor  # the loss's derivative by the MLP's output
     errors: Layers  # D_l
     backs: Layers  # D_{l+1} W_{l+1}, before the activation's slope
@@ -69,8 +67,7 @@ class Queries(NamedTuple):
     inputs: Layers  # R_{l-1} of each layer [R, C, in]
     scores: Layers  # R_{l-1} X_{l-1}^T [R, C, C]
     slopes: Layers  # first derivative at each layer's sum, l < L
-    normed: Tensor | None
-    rstd: Tensor | None
+    norm: tuple[Tensor, Tensor] | None
 
 
 def write(chunk: Inputs, held: Layers) -> Keys:
@@ -79,21 +76,22 @@ def write(chunk: Inputs, held: Layers) -> Keys:
     weights = held if chunk.base is None else [b + w for b, w in zip(chunk.base, held, strict=True)]
     inputs, slopes = [chunk.k], []
     for w in weights[:-1]:
-        x, *derivatives = activate_derivatives(inputs[-1] @ w.mT, rule.activation)
+        x, slope, curve = activate_derivatives(inputs[-1] @ w.mT, rule.activation)
         inputs.append(x)
-        slopes.append(tuple(derivatives))
+        slopes.append((slope, curve))
     out = inputs[-1] @ weights[-1].mT
-    normed = rstd = None
-    if chunk.gain is not None:
-        normed, rstd = normalize(out)
-        out = torch.addcmul(chunk.bias, normed, chunk.gain)
+    norm = None
+    if chunk.affine is not None:
+        gain, bias = chunk.affine
+        norm = normalize(out)
+        out = torch.addcmul(bias, norm[0], gain)
     if rule.objective == "dot":
         outer = -chunk.v
     else:
         outer = (out - chunk.v + chunk.k if rule.residual else out - chunk.v) * 2
     error = outer
-    if normed is not None and rstd is not None:
-        error = normalize_backward(outer * chunk.gain, normed, rstd)
+    if norm is not None:
+        error = normalize_backward(outer * gain, *norm)
 
     errors, backs, clamps, updates = [error], [], [], []
     for layer in reversed(range(layers)):
@@ -109,7 +107,7 @@ def write(chunk: Inputs, held: Layers) -> Keys:
             backs.append(errors[-1] @ weights[layer])
             errors.append(backs[-1] * slopes[layer - 1][0])
     return Keys(
-        weights, inputs, slopes, normed, rstd, outer,
+        weights, inputs, slopes, norm, outer,
         errors[::-1], backs[::-1], clamps[::-1], updates[::-1],
     )  # fmt: skip
 
@@ -134,12 +132,13 @@ def query(
         else:
             x = activate(z, chunk.rule.activation)
         inputs.append(x)
-    normed = rstd = None
-    if chunk.gain is not None:
-        normed, rstd = normalize(z)
-        z = torch.addcmul(chunk.bias, normed, chunk.gain)
+    norm = None
+    if chunk.affine is not None:
+        gain, bias = chunk.affine
+        norm = normalize(z)
+        z = torch.addcmul(bias, norm[0], gain)
     y = chunk.q + z if chunk.rule.residual else z
-    return y, Queries(inputs, scores, steep, normed, rstd)
+    return y, Queries(inputs, scores, steep, norm)
 
 
 def advance(chunk: Inputs, memory: Layers, surprise: Layers, keys: Keys) -> tuple[Layers, Layers]:

@@ -98,10 +98,10 @@ def query_backward(
 ) -> Tensor:
     """Gradient by q; adds to all others what the reading owes them."""
     dz = dy
-    if chunk.gain is not None and queries.normed is not None and queries.rstd is not None:
-        d_affine[0] += (dy * queries.normed).sum(1, keepdim=True)
+    if chunk.affine is not None and queries.norm is not None:
+        d_affine[0] += (dy * queries.norm[0]).sum(1, keepdim=True)
         d_affine[1] += dy.sum(1, keepdim=True)
-        dz = normalize_backward(dy * chunk.gain, queries.normed, queries.rstd)
+        dz = normalize_backward(dy * chunk.affine[0], *queries.norm)
     for layer in reversed(range(len(memory))):
         x, scores = queries.inputs[layer], queries.scores[layer]
         gate, d_gate = chunk.gates.layer(layer), d_gates.layer(layer)
@@ -133,7 +133,7 @@ def write_backward(
     d_affine: Layers,
 ) -> tuple[Tensor, Tensor, Layers]:
     """Gradients by k, v and the weights, from those by the layers' inputs and updates."""
-    rule, layers = chunk.rule, len(keys.weights)
+    layers = len(keys.weights)
     d_weights: Layers = []
     d_sums: Layers = []
     d_error = torch.zeros_like(keys.errors[0])
@@ -192,14 +192,15 @@ def outer_backward(
     chunk: Inputs, keys: Keys, d_error: Tensor, d_affine: Layers
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Through the loss and the layer norm: gradients by k (None: none), v and the last layer's sum."""
-    rule, normed, rstd = chunk.rule, keys.normed, keys.rstd
+    rule = chunk.rule
     d_normed = torch.zeros_like(d_error)
     d_outer = d_error
-    if chunk.gain is not None and normed is not None and rstd is not None:
+    if chunk.affine is not None and keys.norm is not None:
+        gain, (normed, rstd) = chunk.affine[0], keys.norm
         # D_L = rstd (F - mean F - N mean(F N)) with F = outer * gain: linear in F, and self-adjoint.
-        given = keys.outer * chunk.gain
+        given = keys.outer * gain
         d_given = normalize_backward(d_error, normed, rstd)
-        d_outer = d_given * chunk.gain
+        d_outer = d_given * gain
         d_affine[0] += (d_given * keys.outer).sum(1, keepdim=True)
         mean_given = (given * normed).mean(-1, keepdim=True)
         mean_error = (d_error * normed).mean(-1, keepdim=True)
@@ -220,13 +221,13 @@ def spread(
     d_affine: Layers,
 ) -> Tensor:
     """Gradient by the last layer's sum, from those by the normed sum, by D_L and by the prediction."""
-    normed, rstd = keys.normed, keys.rstd
-    if chunk.gain is None or normed is None or rstd is None:
+    if chunk.affine is None or keys.norm is None:
         return torch.zeros_like(d_normed) if d_prediction is None else d_prediction.clone()
+    normed, rstd = keys.norm
     if d_prediction is not None:
         d_affine[0] += (d_prediction * normed).sum(1, keepdim=True)
         d_affine[1] += d_prediction.sum(1, keepdim=True)
-        d_normed = torch.addcmul(d_normed, d_prediction, chunk.gain)
+        d_normed = torch.addcmul(d_normed, d_prediction, chunk.affine[0])
     # rstd depends on the sum too: its derivative is -rstd^2 N / D, and D_L is proportional to it.
     by_rstd = (d_error * keys.errors[-1]).mean(-1, keepdim=True) * rstd
     return normalize_backward(d_normed, normed, rstd).addcmul_(normed, by_rstd, value=-1)

@@ -1,4 +1,4 @@
-"""The memory update as products of matrices: the numbers of `reference.py` without its weights per token.
+"""The memory update as products of matrices: the numbers of `reference.py`, no weights per token.
 
 Within a chunk every gradient is taken at one memory, so a layer's gradients are rank-1 and their sum
 is a product of two matrices. The derivation is in this folder's README; the names are its names.
@@ -39,7 +39,7 @@ def memory_update(
     start: MemoryState,
 ) -> tuple[Float[Tensor, "B T H D"], MemoryState]:
     """Writes every token into the memory and reads it after, a chunk at a time."""
-    batch, time, heads, width = q.shape
+    batch, time, heads, _ = q.shape
     if time == 0:
         return q, state
     phase = state.position % rule.chunk_size
@@ -68,8 +68,9 @@ def memory_update(
         opens=touched,
         resets=None if reset is None else shift(reset, offsets, length)[:, ::size],
     )
+    q, k, v = (to_chunks(x) for x in (q, k, v))
     y, memory, chunk_memory, surprise = walk(
-        *(to_chunks(x) for x in (q, k, v)), coefficients, initial, norm, rule, layout, state, start
+        q, k, v, coefficients, initial, norm, rule, layout, state, start
     )
     y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)  # [B, N C, H, D]
     y = unshift(y, offsets, time)

@@ -32,7 +32,9 @@ class MemoryState(NamedTuple):
     memory: Weights
     chunk_memory: Weights
     surprise: Weights
-    position: Int[Tensor, "B"]  # tokens written since the row's start, on the device of the weights
+    position: Int[
+        Tensor, " B"
+    ]  # tokens written since the row's start, on the device of the weights
 
 
 @dataclass(frozen=True, kw_only=True)

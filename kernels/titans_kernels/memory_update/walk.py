@@ -22,7 +22,7 @@ from titans_kernels.memory_update.types import (
 )
 
 KEEP_ALL_BYTES = 256 * 2**20
-"""Up to this size the states of all chunk starts are kept for the backward; beyond, every sqrt(N)-th."""
+"""Up to this size the states of all chunk starts are kept for the backward; else every sqrt(N)-th."""
 
 State = tuple[Layers, Layers, Layers]
 """Memory, memory at the chunk's start, surprise; [R, out, in] per layer."""
@@ -67,7 +67,7 @@ def walk(
     flat = Walk.apply(rule, layers, opens, resets, q, k, v, *gates, *states, *base, *affine)
     y, *ends = flat
     parts = [w.unflatten(0, (batch, heads)) for w in ends]
-    return y, *(tuple(parts[i * layers : (i + 1) * layers]) for i in range(3))  # type: ignore[return-value]
+    return y, *(tuple(parts[i * layers : (i + 1) * layers]) for i in range(3))
 
 
 class Walk(torch.autograd.Function):
@@ -85,7 +85,8 @@ class Walk(torch.autograd.Function):
         call = Call(rule, layers, opens, resets, tensors)
         state = call.first_state()
         every = interval(len(call.q), state) if any(ctx.needs_input_grad) else len(call.q) + 1
-        outputs, kept = [], []
+        outputs: Layers = []
+        kept: Layers = []
         for n in range(len(call.q)):
             if n % every == 0:
                 kept.extend(tensor for part in state for tensor in part)
@@ -107,12 +108,15 @@ class Walk(torch.autograd.Function):
         call = Call(rule, layers, opens, resets, saved[:count])
         kept = saved[count:]
         dy = grads[0]
-        d_state = tuple([g.clone() for g in grads[1 + i * layers :][:layers]] for i in range(3))
+        d_memory, d_chunk, d_surprise = (
+            [g.clone() for g in grads[1 + i * layers :][:layers]] for i in range(3)
+        )
+        d_state: GradientState = (d_memory, d_chunk, d_surprise)
         total = Gradients(call)
         for first in reversed(range(0, len(call.q), every)):
             parts = kept[first // every * 3 * layers :][: 3 * layers]
-            state = tuple(list(parts[i * layers :][:layers]) for i in range(3))
-            states = [state]
+            memory, held, surprise = (list(parts[i * layers :][:layers]) for i in range(3))
+            states: list[State] = [(memory, held, surprise)]
             for n in range(first, min(first + every, len(call.q)) - 1):
                 states.append(call.step(n, states[-1], read=False)[1])
             for n in reversed(range(first, first + len(states))):
@@ -144,7 +148,7 @@ class Call:
         self.start_memory, self.start_surprise = groups[3:5]
         self.base = groups[5] if rule.forget_toward == "initial" else None
         affine = tensors[9 + (5 if self.base is None else 6) * layers :]
-        self.gain, self.bias = affine if affine else (None, None)
+        self.affine = (affine[0], affine[1]) if affine else None
         self.all_open = opens.flatten(2).all(0)[:, 0].tolist()
         self.any_reset = None if resets is None else resets.flatten(2).any(0)[:, 0].tolist()
 
@@ -153,9 +157,7 @@ class Call:
 
     def inputs(self, n: int) -> Inputs:
         gates = Coefficients(*(x[n] for x in self.gates))
-        return Inputs(
-            self.q[n], self.k[n], self.v[n], gates, self.base, self.gain, self.bias, self.rule
-        )
+        return Inputs(self.q[n], self.k[n], self.v[n], gates, self.base, self.affine, self.rule)
 
     def enter(self, n: int, state: State) -> State:
         """The state with which chunk n begins: restored where a document does."""
@@ -192,8 +194,7 @@ class Gradients:
             [torch.zeros_like(w) for w in call.start_memory],
             [torch.zeros_like(w) for w in call.start_surprise],
         )
-        affine = [x for x in (call.gain, call.bias) if x is not None]
-        self.affine = [torch.zeros_like(x) for x in affine]
+        self.affine = [torch.zeros_like(x) for x in call.affine or ()]
 
     def step(self, n: int, state: State, dy: Tensor, d_state: GradientState) -> GradientState:
         """Gradients by the state before chunk n, from those by its output and by the state after."""
@@ -217,8 +218,8 @@ class Gradients:
         d_chunk = None if opens is None else [d * ~opens for d in d_held]
         if call.resets is not None and call.any_reset is not None and call.any_reset[n]:
             fresh = call.resets[:, n]
-            for total, part in zip(self.start, (d_memory, d_surprise), strict=True):
-                for d, w in zip(total, part, strict=True):
+            for start, after in zip(self.start, (d_memory, d_surprise), strict=True):
+                for d, w in zip(start, after, strict=True):
                     d += w * fresh
                     w *= ~fresh
         return d_memory, d_chunk, d_surprise

@@ -1,0 +1,102 @@
+"""Runs: folders that hold a configuration, a log, checkpoints and what the domain adds."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titans_domains.checkpoints import SCHEMA, read_json
+from titans_domains.config import difference, from_dict, to_dict
+from titans_domains.domain import Domain
+from titans_domains.training import train
+
+CONFIG = "config.json"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; ValueError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N: got {name!r}.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N: got {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name} is not here: there are {torch.cuda.device_count()} GPUs."
+        )
+    return device
+
+
+def load_run_table(run: Path, domain: Domain) -> tuple[Any, dict[str, Any]]:
+    """The configuration of a run and the rest of its table; ValueError where it is another domain's."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"There is no run folder {str(run)!r}.")
+    table = read_json(run / CONFIG)
+    if table.get("domain") != domain.name:
+        raise ValueError(
+            f"{run} is a run of the domain {table.get('domain')!r}, not of {domain.name!r}."
+        )
+    return from_dict(domain.config_type, table.get("config")), table
+
+
+def train_run(
+    domain: Domain,
+    config: Any,
+    out: Path,
+    *,
+    device: torch.device,
+    force: bool = False,
+    show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
+) -> None:
+    """Trains a new run into `out`; nothing is written before configuration and data were accepted."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not force:
+            raise FileExistsError(
+                f"{out} is there already: choose another --out, go on with --resume, or replace it "
+                "with --force."
+            )
+        if not (out / CONFIG).is_file():
+            raise FileExistsError(f"{out} is not a run of titans, so --force does not replace it.")
+    task = domain.task(config, device)
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    task.save_extras(out)
+    table = {
+        "schema": SCHEMA,
+        "domain": domain.name,
+        "config": to_dict(config),
+        "data_sha256": task.data_sha256,
+    }
+    (out / CONFIG).write_text(json.dumps(table, indent=2) + "\n")
+    train(task, config.train, out, device=device, show=show)
+
+
+def resume_run(
+    domain: Domain,
+    out: Path,
+    *,
+    asked: Any = None,
+    device: torch.device,
+    show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
+) -> None:
+    """Goes on with a run, bit for bit; `asked` is a configuration that must be the run's own."""
+    config, table = load_run_table(out, domain)
+    if asked is not None and (odd := difference(asked, config)):
+        raise ValueError(
+            f"A run goes on with its own configuration, and this one differs in {odd} in {out}. "
+            "Leave the setting away, or train into another --out."
+        )
+    task = domain.task(config, device, folder=out)
+    if task.data_sha256 != table["data_sha256"]:
+        raise ValueError(
+            f"The data is not what it was when {out} began: its SHA-256 is {task.data_sha256}, it was "
+            f"{table['data_sha256']}. Bring back the data, or train into another --out."
+        )
+    train(task, config.train, out, device=device, resume=True, show=show)
