@@ -52,7 +52,7 @@ class BackboneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
         if self.mixer not in MIXERS:
-            raise ValueError(f"mixer must be one of {sorted(MIXERS)}: got {self.mixer!r}.")
+            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}: got {self.mixer!r}.")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
 

@@ -22,6 +22,7 @@ from titans_kernels import (
     fresh_state,
     memory_read,
     memory_update,
+    momentary_surprise,
 )
 
 
@@ -159,6 +160,22 @@ class NeuralMemory(nn.Module):
         y = F.rms_norm(y, y.shape[-1:], eps=1e-5) * self.out_norm
         y = y.flatten(2).to(x.dtype) * F.silu(self.out_gate(x))
         return self.out(y), NeuralMemoryState(memory, tail)
+
+    @torch.no_grad()
+    def surprise(self, x: Float[Tensor, "B T dim"]) -> Float[Tensor, "B T H L"]:
+        """Momentary surprise of each token as the memory reads on from a fresh state."""
+        state = self.fresh_state(x.shape[0])
+        norms = []
+        for piece in x.split(self.config.chunk_size, 1):
+            _, k, v, _ = self._project(piece, state.conv_tail, None, None)
+            norms.append(
+                momentary_surprise(
+                    k, v, state.memory, tuple(self.initial),
+                    rule=self.rule, norm=(self.norm_gain, self.norm_bias),
+                )  # fmt: skip
+            )
+            _, state = self(piece, state)
+        return torch.cat(norms, 1)
 
     def _project(
         self, x: Tensor, tail: Tensor | None, mask: Tensor | None, reset: Tensor | None

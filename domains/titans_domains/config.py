@@ -67,7 +67,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _near(key: str, names: Any) -> str:
     near = difflib.get_close_matches(key, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f": there are {', '.join(names)}"
+    return f" (did you mean {near[0]!r}?)" if near else f": there are {', '.join(names)}"
 
 
 def _parse(text: str) -> Any:

@@ -8,6 +8,7 @@ from titans_kernels.memory_update import (
     fresh_state,
     memory_read,
     memory_update,
+    momentary_surprise,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "fresh_state",
     "memory_read",
     "memory_update",
+    "momentary_surprise",
 ]

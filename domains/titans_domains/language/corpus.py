@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 EMBEDDED = "embedded"
 HUB = "hf:"
@@ -99,8 +101,13 @@ def parquet_documents(path: Path) -> Iterator[bytes]:
 def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
     """Streams a Hugging Face data set, from document `skip` on."""
     name, _, split = source.removeprefix(HUB).partition(":")
-    # Without a network the hub client would retry for half a minute before it says so.
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        # Offline the hub client takes what it has kept; else it would retry for half a minute.
+        os.environ["HF_HUB_OFFLINE"] = constants.HF_HUB_OFFLINE = "1"  # type: ignore[assignment]
     import datasets
 
     try:

@@ -4,6 +4,8 @@ B batch, T time, H memory heads, D width of a head, L layers of the memory MLP. 
 file derives the fast form; `reference.py` is the definition that every backend is tested against.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,6 +17,7 @@ from titans_kernels.memory_update.checks import (
     check_layout,
     check_state,
 )
+from titans_kernels.memory_update.chunk import Coefficients, Inputs, write
 from titans_kernels.memory_update.network import activate, normalize
 from titans_kernels.memory_update.types import (
     InitialWeights,
@@ -39,6 +42,7 @@ __all__ = [
     "fresh_state",
     "memory_read",
     "memory_update",
+    "momentary_surprise",
     "state_dtype",
 ]
 
@@ -131,6 +135,36 @@ def memory_read(
         if norm is not None:
             x = normalize(x)[0] * norm[0].to(dtype)[:, None] + norm[1].to(dtype)[:, None]
         return (u + x if rule.residual else x).movedim(1, 2).to(q.dtype)
+
+
+def momentary_surprise(
+    k: Float[Tensor, "B T H D"],
+    v: Float[Tensor, "B T H D"],
+    state: MemoryState,
+    initial: InitialWeights,
+    *,
+    rule: UpdateRule,
+    norm: Norm | None = None,
+) -> Float[Tensor, "B T H L"]:
+    """Norm of each token's gradient (eq. 12), unclamped, for tokens of the chunk that the state is in."""
+    check_initial(initial, norm, k)
+    k, v = (x.movedim(2, 1).flatten(0, 1) for x in (k, v))  # [R, T, D]
+    rows = len(k)
+
+    def per_row(x: Tensor) -> Tensor:
+        return x.expand(rows // len(x), *x.shape).flatten(0, 1)
+
+    ones = k.new_ones(rows, 1, k.shape[1], 1)
+    chunk = Inputs(
+        k, k, v,
+        Coefficients(*[ones] * 6),
+        None if rule.forget_toward == "zero" else [per_row(w) for w in initial],
+        None if norm is None else (per_row(norm[0][:, None]), per_row(norm[1][:, None])),
+        replace(rule, max_surprise=None),
+    )  # fmt: skip
+    keys = write(chunk, [w.flatten(0, 1) for w in state.chunk_memory])
+    norms = [e.norm(dim=-1) * x.norm(dim=-1) for e, x in zip(keys.errors, keys.inputs, strict=True)]
+    return torch.stack(norms, -1).unflatten(0, state.memory[0].shape[:2]).movedim(1, 2)
 
 
 def choose_backend(name: str):  # type: ignore[no-untyped-def]

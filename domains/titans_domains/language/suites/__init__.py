@@ -1,0 +1,1 @@
+"""Synthetic tasks for language models, generated from seeds."""
