@@ -52,7 +52,10 @@ def language(config: Any, out: Path, force: bool, read_bytes: int) -> None:
     device = choose_device("auto")
     heading("1. A model with a neural memory learns to read Python's documentation")
     with Bar("training", config.train.steps) as bar:
-        train_run(DOMAIN, config, out, device=device, force=force, show=show_training(bar))
+        train_run(
+            DOMAIN, config, out,
+            device=device, force=force, show=show_training(bar), talk=bar.say,
+        )  # fmt: skip
 
     heading("2. It reads text that it has not seen: bits per byte, less is better")
     model, tokenizer, config = load_run(out, device)

@@ -59,9 +59,9 @@ def train(
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)
         if resume:
-            resume_run(DOMAIN, folder, asked=config, device=where, show=show)
+            resume_run(DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say)
         else:
-            train_run(DOMAIN, config, folder, device=where, force=force, show=show)
+            train_run(DOMAIN, config, folder, device=where, force=force, show=show, talk=bar.say)
     typer.echo(folder)
 
 

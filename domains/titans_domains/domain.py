@@ -30,6 +30,10 @@ class Task(Protocol):
         """SHA-256 of the training data; None where it is streamed."""
         ...
 
+    def describe(self) -> str:
+        """One line on model and data, for the start of a run."""
+        ...
+
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Endless batches, each with the JSON-able cursor from which the next ones can be made."""
         ...

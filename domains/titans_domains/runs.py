@@ -53,6 +53,7 @@ def train_run(
     device: torch.device,
     force: bool = False,
     show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
+    talk: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains a new run into `out`; nothing is written before configuration and data were accepted."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -75,6 +76,7 @@ def train_run(
         "data_sha256": task.data_sha256,
     }
     (out / CONFIG).write_text(json.dumps(table, indent=2) + "\n")
+    talk(task.describe())
     train(task, config.train, out, device=device, show=show)
 
 
@@ -85,6 +87,7 @@ def resume_run(
     asked: Any = None,
     device: torch.device,
     show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
+    talk: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Goes on with a run, bit for bit; `asked` is a configuration that must be the run's own."""
     config, table = load_run_table(out, domain)
@@ -99,4 +102,5 @@ def resume_run(
             f"The data is not what it was when {out} began: its SHA-256 is {task.data_sha256}, it was "
             f"{table['data_sha256']}. Bring back the data, or train into another --out."
         )
+    talk(task.describe())
     train(task, config.train, out, device=device, resume=True, show=show)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from titans_core import PRESETS, BackboneConfig
+from titans_core import PRESETS, BackboneConfig, count_parameters
 from titans_domains.checkpoints import WEIGHTS, latest, load_weights
 from titans_domains.domain import Step
 from titans_domains.language import corpus
@@ -71,45 +71,73 @@ class LanguageTask:
     def __init__(
         self, config: LanguageConfig, device: torch.device, folder: Path | None = None
     ) -> None:
-        self.data_sha256: str | None = None
-        data, train, model = config.data, config.train, config.model
-        held_out: list[bytes] = []
-        source: Source
-        if data.source.startswith(corpus.HUB):
-            if data.tokenizer == "bpe":
-                raise ValueError("A BPE cannot be trained on a streamed data set: give its file.")
-            # Opens it now, so that a wrong name is said before a run begins.
-            next(corpus.hub_documents(data.source))
-            self.tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, ())
-            source, self.bytes_per_token = Hub(data.source, self.tokenizer), 1.0
-        else:
-            texts, held_out = read_corpus(data)
-            self.data_sha256 = corpus.fingerprint([*texts, *held_out])
-            self.tokenizer = (
-                make_tokenizer(data.tokenizer, data.vocab_size, texts)
-                if folder is None
-                else load_tokenizer(data.tokenizer, folder)
-            )
-            ids = [self.tokenizer.encode(text) for text in texts]
-            count = sum(map(len, ids))
-            if count < data.seq_len:
-                raise ValueError(
-                    f"{data.source} has {count} tokens for training, fewer than one sequence of "
-                    f"data.seq_len = {data.seq_len}: give more text or a shorter sequence."
-                )
-            self.bytes_per_token = sum(map(len, texts)) / count
-            source = Corpus(ids, self.tokenizer.end, train.batch_size, config.seed)
         self.config = config
-        self.streams = Streams(source, rows=train.batch_size, length=data.seq_len, grid=model.grid)
+        self.valid: list[bytes] = []
+        self.data_sha256: str | None = None
+        self.bytes_per_token: float | None = None
+        streamed = config.data.source.startswith(corpus.HUB)
+        source = self._hub() if streamed else self._corpus(folder)
+        self.streams = Streams(
+            source,
+            rows=config.train.batch_size,
+            length=config.data.seq_len,
+            grid=config.model.grid,
+        )
         torch.manual_seed(config.seed)
-        self.model = LanguageModel(model, self.tokenizer.vocab_size).to(device)
-        self.carry = train.carry if train.carry is not None else modes_of(self.model) != ("window",)
+        self.model = LanguageModel(config.model, self.tokenizer.vocab_size).to(device)
+        bounded = modes_of(self.model) != ("window",)
+        self.carry = bounded if config.train.carry is None else config.train.carry
+        if self.carry and not bounded:
+            raise ValueError(
+                "train.carry needs a state that does not grow: give model.attention.window, or leave "
+                "train.carry away."
+            )
+
+    def _hub(self) -> Source:
+        data = self.config.data
+        if data.tokenizer == "bpe":
+            raise ValueError("A BPE cannot be trained on a streamed data set: give its file.")
+        # Opens it now, so that a wrong name is said before a run begins.
+        next(corpus.hub_documents(data.source))
+        self.tokenizer: Tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, ())
+        if data.tokenizer == "bytes":
+            self.bytes_per_token = 1.0
+        self.amount = "streamed"
+        return Hub(data.source, self.tokenizer)
+
+    def _corpus(self, folder: Path | None) -> Source:
+        data = self.config.data
+        texts, held_out = read_corpus(data)
+        self.data_sha256 = corpus.fingerprint([*texts, *held_out])
+        if folder is None:
+            self.tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, texts)
+        else:
+            self.tokenizer = load_tokenizer(data.tokenizer, folder)
+        ids = [self.tokenizer.encode(text) for text in texts]
+        count = sum(map(len, ids))
+        if count < data.seq_len:
+            raise ValueError(
+                f"{data.source} has {count} tokens for training, fewer than one sequence of "
+                f"data.seq_len = {data.seq_len}: give more text or a shorter sequence."
+            )
+        size = sum(map(len, texts))
+        self.bytes_per_token = size / count
+        self.amount = f"{size:,} bytes to train on, {sum(map(len, held_out)):,} held out"
         self.valid = corpus.first_bytes(held_out, data.valid_bytes)
+        return Corpus(ids, self.tokenizer.end, self.config.train.batch_size, self.config.seed)
+
+    def describe(self) -> str:
+        return (
+            f"{self.config.model.mixer}, {count_parameters(self.model):,} parameters; "
+            f"{self.config.data.source}, {self.amount}, SHA-256 {(self.data_sha256 or 'unknown')[:16]}"
+        )
 
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
         return self.streams.batches(cursor)
 
     def fresh_state(self) -> Any:
+        if not self.carry:
+            return ()
         return self.model.backbone.fresh_state(self.config.train.batch_size)
 
     def step(self, batch: Batch, state: Any) -> Step:
@@ -117,14 +145,10 @@ class LanguageTask:
         logits, state = self.model(batch.inputs, state, mask=batch.mask, reset=batch.reset)
         loss = next_token_loss(logits, batch.targets, batch.mask)
         tokens = batch.inputs.numel() if batch.mask is None else int(batch.mask.sum())
-        nats = loss.item()
-        bits = nats / math.log(2) / self.bytes_per_token
-        return Step(
-            loss,
-            state if self.carry else (),
-            tokens,
-            {"loss": nats, "bits_per_byte": bits},
-        )
+        log = {"loss": loss.item()}
+        if self.bytes_per_token is not None:
+            log["bits_per_byte"] = log["loss"] / math.log(2) / self.bytes_per_token
+        return Step(loss, state if self.carry else (), tokens, log)
 
     def validate(self) -> dict[str, float]:
         if not self.valid:

@@ -72,6 +72,9 @@ class RecallTask:
         torch.manual_seed(config.seed)
         self.model = LanguageModel(model, config.vocab_size).to(device)
 
+    def describe(self) -> str:
+        return f"{self.config.pairs} pairs in {self.config.length} tokens"
+
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         number = cursor["next"] if cursor else 0
         while True:
