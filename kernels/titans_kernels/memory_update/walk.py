@@ -113,14 +113,16 @@ class Walk(torch.autograd.Function):
         )
         d_state: GradientState = (d_memory, d_chunk, d_surprise)
         total = Gradients(call)
-        for first in reversed(range(0, len(call.q), every)):
-            parts = kept[first // every * 3 * layers :][: 3 * layers]
-            memory, held, surprise = (list(parts[i * layers :][:layers]) for i in range(3))
-            states: list[State] = [(memory, held, surprise)]
-            for n in range(first, min(first + every, len(call.q)) - 1):
-                states.append(call.step(n, states[-1], read=False)[1])
-            for n in reversed(range(first, first + len(states))):
-                d_state = total.step(n, states.pop(), dy[n], d_state)
+        # Called under autocast, the products of a backward would be in its dtype.
+        with torch.autocast(dy.device.type, enabled=False):
+            for first in reversed(range(0, len(call.q), every)):
+                parts = kept[first // every * 3 * layers :][: 3 * layers]
+                memory, held, surprise = (list(parts[i * layers :][:layers]) for i in range(3))
+                states: list[State] = [(memory, held, surprise)]
+                for n in range(first, min(first + every, len(call.q)) - 1):
+                    states.append(call.step(n, states[-1], read=False)[1])
+                for n in reversed(range(first, first + len(states))):
+                    d_state = total.step(n, states.pop(), dy[n], d_state)
         return None, None, None, None, *total.result(d_state)
 
 
