@@ -89,6 +89,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (part for part in inner if part is not type(None))
         return _convert(hint, value, where)
     if origin is Literal:
+        if value is None and "none" in inner:
+            # `--set key=none` reads as no value; here it is a name.
+            return "none"
         if value not in inner:
             raise ValueError(
                 f"{where} must be one of {', '.join(map(repr, inner))}: got {value!r}."
