@@ -95,7 +95,8 @@ def memory_update(
         else:
             check_state(state, initial, q.shape[0], "state")
         check_layout(mask, reset, q, state.position, rule)
-        inputs = [x.to(dtype) for x in (q, k, v)]
+        per_layer = (gate if gate.ndim == 4 else gate[..., None] for gate in gates.values())
+        inputs = [x.to(dtype) for x in (q, k, v, *per_layer)]
         if mask is None:
             mask = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
         else:
@@ -103,7 +104,6 @@ def memory_update(
             inputs = [x.masked_fill(~mask[..., None, None], 0) for x in inputs]
         y, state = run(
             *inputs,
-            *(gate.to(dtype).reshape(*q.shape[:3], -1) for gate in gates.values()),
             initial,
             rule=rule,
             norm=None if norm is None else (norm[0].to(dtype), norm[1].to(dtype)),

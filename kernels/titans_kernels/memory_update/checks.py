@@ -30,7 +30,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], laye
                 f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one."
             )
     for name, gate in gates.items():
-        if gate.shape[:3] != q.shape[:3] or (gate.ndim == 4 and gate.shape[3] not in (1, layers)):
+        per_layer = gate.shape[3:]
+        if gate.shape[:3] != q.shape[:3] or per_layer not in ((), (1,), (layers,)):
             raise ValueError(
                 f"{name} must have one value per head, shape [B, T, H] = {list(q.shape[:3])}, or one "
                 f"per head and memory layer, [B, T, H, {layers}]: got {list(gate.shape)}."
