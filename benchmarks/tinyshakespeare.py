@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from titans_core import PRESETS, BackboneConfig, count_parameters
+from titans_core import PRESETS, BackboneConfig, MemoryConfig, count_parameters
 from titans_domains.config import override
 from titans_domains.language.evaluate import bits_per_byte
 from titans_domains.language.floors import floors
@@ -30,7 +30,16 @@ from titans_domains.training import TrainConfig, train
 CPU = torch.device("cpu")
 # 492 makes the Transformer++ as large as the LMM, within 0.2 %.
 SYSTEMS: dict[str, tuple[BackboneConfig, str, list[Any]]] = {
-    "lmm": (PRESETS["small"], "model.memory.max_step_size", [0.1, 0.3]),
+    "lmm": (
+        dataclasses.replace(PRESETS["small"], memory=MemoryConfig(max_surprise=None)),
+        "model.memory.max_step_size",
+        [0.1, 0.3],
+    ),
+    "lmm-clamped": (
+        dataclasses.replace(PRESETS["small"], memory=MemoryConfig(max_surprise=1.0)),
+        "model.memory.max_step_size",
+        [0.1],
+    ),
     "attention": (
         dataclasses.replace(PRESETS["small"], mixer="attention", ffn_dim=492),
         "model.attention.conv_size",
@@ -114,7 +123,7 @@ def main() -> None:
         chosen = config(model, first, options.steps, 0.0, options.seed)
         task, row = run(override(chosen, best.split()))
     test = [text[cut:]]
-    modes = ("carried", "frozen", "reset") if options.system == "lmm" else ("window",)
+    modes = ("carried", "frozen", "reset") if model.mixer == "lmm" else ("window",)
     results |= {
         "chosen": best,
         "parameters": count_parameters(task.model),

@@ -170,8 +170,12 @@ class NeuralMemory(nn.Module):
             _, k, v, _ = self._project(piece, state.conv_tail, None, None)
             norms.append(
                 momentary_surprise(
-                    k, v, state.memory, tuple(self.initial),
-                    rule=self.rule, norm=(self.norm_gain, self.norm_bias),
+                    k,
+                    v,
+                    state.memory,
+                    tuple(self.initial),
+                    rule=self.rule,
+                    norm=(self.norm_gain, self.norm_bias),
                 )  # fmt: skip
             )
             _, state = self(piece, state)

@@ -100,9 +100,10 @@ class Log(Callback):
     def __init__(self, out: Path, config: TrainConfig, show: Callable[[int, dict[str, Any]], None]):
         self.out, self.config, self.show = out, config, show
         self.since, self.tokens = time.perf_counter(), 0
+        self.columns: list[str] = []
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        trim(self.out / "metrics.csv", trainer.global_step)
+        self.columns = trim(self.out / "metrics.csv", trainer.global_step)
         self.since = time.perf_counter()
 
     def on_train_batch_end(
@@ -135,25 +136,34 @@ class Log(Callback):
                 file.write(f"--- step {row['step']}\n{sample}\n")
         row = {name: value for name, value in row.items() if name != "sample"}
         path = self.out / "metrics.csv"
-        rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-        names = list(rows[0]) if rows else []
-        # A figure that comes for the first time needs a new column, and so a new file.
-        wider = [*names, *(name for name in row if name not in names)]
-        with path.open("w" if wider != names else "a", newline="") as file:
-            writer = csv.DictWriter(file, wider)
-            if wider != names:
-                writer.writeheader()
-                writer.writerows(rows)
-            writer.writerow(row)
+        wider = [*self.columns, *(name for name in row if name not in self.columns)]
+        if wider != self.columns:
+            # A figure that comes for the first time needs a new column, and so a new file.
+            rows = [old + [""] * (len(wider) - len(old)) for old in read_table(path)[1:]]
+            write_table(path, [wider, *rows])
+            self.columns = wider
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, wider).writerow(row)
 
 
-def trim(path: Path, step: int) -> None:
-    """Drops the rows that a resumed run will write again."""
-    if path.exists():
-        rows = list(csv.reader(path.open(newline="")))
-        kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= step]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows(kept)
+def read_table(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_table(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def trim(path: Path, step: int) -> list[str]:
+    """Drops the rows that a resumed run will write again; gives the names of the columns."""
+    header, *rows = read_table(path) or [[]]
+    if header:
+        write_table(path, [header, *(row for row in rows if int(row[0]) <= step)])
+    return header
 
 
 class Save(Callback):

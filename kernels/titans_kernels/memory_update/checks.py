@@ -8,6 +8,7 @@ from titans_kernels.memory_update.types import (
     MemoryState,
     Norm,
     UpdateRule,
+    first_phase,
     state_dtype,
 )
 
@@ -111,7 +112,7 @@ def check_layout(
                 f"{t + 1} after masked tokens. Pad on the right, or set reset where the next begins."
             )
     if reset is not None:
-        phase = torch.where(reset[:, 0], 0, position % rule.chunk_size)
+        phase = first_phase(position, mask, reset, rule)
         grid = phase[:, None] + torch.arange(q.shape[1], device=q.device)
         off = reset & (grid % rule.chunk_size != 0)
         off[:, 0] = False

@@ -17,6 +17,7 @@ from titans_kernels.memory_update.types import (
     MemoryState,
     Norm,
     UpdateRule,
+    first_phase,
     rows_where,
 )
 from titans_kernels.memory_update.walk import Coefficients, Layout, walk
@@ -42,9 +43,7 @@ def memory_update(
     batch, time, heads, _ = q.shape
     if time == 0:
         return q, state
-    phase = state.position % rule.chunk_size
-    if reset is not None:
-        phase = torch.where(reset[:, 0], 0, phase)
+    phase = first_phase(state.position, mask, reset, rule)
     offsets = phase.tolist()
     one_chunk = max(offsets) + time <= rule.chunk_size
     size = time if one_chunk else rule.chunk_size

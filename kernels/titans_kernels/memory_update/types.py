@@ -95,3 +95,18 @@ def rows_where(condition: Tensor, chosen: Weights, other: Weights) -> Weights:
     """Per row of the batch: `chosen` where the condition [B] holds, else `other`."""
     keep = condition[:, None, None, None]
     return tuple(torch.where(keep, a, b) for a, b in zip(chosen, other, strict=True))
+
+
+def first_phase(
+    position: Tensor, mask: Tensor | None, reset: Tensor | None, rule: UpdateRule
+) -> Int[Tensor, " B"]:
+    """Where in its chunk each row's first token stands.
+
+    A row that begins in the gap behind a document stands where the next document needs it: the
+    state counts what was written, and does not know how much of the gap has passed.
+    """
+    phase = position % rule.chunk_size
+    if reset is None:
+        return phase
+    anchored = reset[:, 0] if mask is None else reset[:, 0] | (reset.any(1) & ~mask[:, 0])
+    return torch.where(anchored, -reset.int().argmax(1) % rule.chunk_size, phase)

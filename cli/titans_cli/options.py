@@ -1,0 +1,39 @@
+"""Options that several commands share, so that they are called and explained the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Preset = Annotated[
+    str,
+    typer.Option("--preset", metavar="NAME", help="Named configuration to start from."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one value of the preset, dotted for a nested one. Repeatable.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, help="Seed of initial weights, data order and sampling."),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder for weights, configuration and log."),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace what is at --out already."),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON, for scripts."),
+]

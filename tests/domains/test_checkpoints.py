@@ -1,0 +1,253 @@
+"""Checkpoints: what goes in comes out, what is broken is named, and none is half-written."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from titans_domains.checkpoints import (
+    REST,
+    SCHEMA,
+    TENSORS,
+    WEIGHTS,
+    CheckpointFolder,
+    complete,
+    latest,
+    load_tensors,
+    load_weights,
+    pack,
+    read_json,
+    rebuild,
+    unpack,
+)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Deep(NamedTuple):
+    pair: Pair
+    several: tuple[Any, ...]
+    nothing: None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality with types and the bits of tensors."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def through_json(value: Any) -> Any:
+    tensors: dict[str, torch.Tensor] = {}
+    table = json.loads(json.dumps(pack(value, tensors)))
+    return unpack(table, tensors)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        -0.1,
+        "text",
+        [],
+        (),
+        {},
+        {0: {"step": torch.tensor(3.0)}, 12: "int keys stay"},
+        {"tensor": 1, "items": 2, "tuple": 3},
+        {"tuple": [1, (2,)], "one": {"tensor": "0"}},
+        (1, (2, [3, (None,)]), "a"),
+        [torch.arange(6).view(2, 3), torch.zeros(0), torch.tensor(True)],
+        {"a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "b": torch.tensor(7)},
+        {"strided": torch.arange(6).view(2, 3).T},
+        torch.get_rng_state(),
+    ],
+    ids=str,
+)
+def test_packing_round_trip(value: Any) -> None:
+    assert same(through_json(value), value)
+
+
+def test_infinities_survive() -> None:
+    assert through_json([math.inf, -math.inf]) == [math.inf, -math.inf]
+    assert math.isnan(through_json(math.nan))
+
+
+def test_packed_tensors_share_no_memory() -> None:
+    x = torch.zeros(3)
+    tensors: dict[str, torch.Tensor] = {}
+    pack([x, x[:2]], tensors)
+    x.fill_(1)
+    assert all((t == 0).all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes", [Path("a")]], ids=type)
+def test_only_plain_values_are_packed(value: Any) -> None:
+    with pytest.raises(TypeError, match="A checkpoint holds tensors and plain values: got"):
+        pack(value, {})
+
+
+def test_rebuild_puts_the_named_tuples_back() -> None:
+    state = (Deep(Pair(torch.ones(2), None), (Pair(1, 2), torch.zeros(1)), None), ())
+    plain = through_json(state)
+    assert type(plain[0]) is tuple
+    like = (Deep(Pair(torch.zeros(2), None), (Pair(0, 0), torch.zeros(1)), None), ())
+    assert same(rebuild(plain, like), state)
+
+
+def test_rebuild_refuses_another_shape_of_state() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        rebuild((1, 2), (1, 2, 3))
+
+
+def content(fill: float) -> dict[str, Any]:
+    return {
+        "state_dict": {"model.weight": torch.full((2, 2), fill), "model.model.bias": torch.ones(2)},
+        "carried": (torch.tensor([fill]), None),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.tensor([1.0, fill])}}}],
+        "global_step": int(fill),
+    }
+
+
+def test_a_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "step-0000001"
+    CheckpointFolder().save_checkpoint(content(1), folder)
+    assert same(
+        dict(sorted(CheckpointFolder().load_checkpoint(folder).items())),
+        dict(sorted(content(1).items())),
+    )
+    assert sorted(p.name for p in folder.iterdir()) == [WEIGHTS, REST, TENSORS]
+    # The weights stand alone under the model's own names, for whoever wants nothing else.
+    assert set(load_tensors(folder / WEIGHTS)) == {"weight", "model.bias"}
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    for fill in (1, 2):
+        CheckpointFolder().save_checkpoint(content(fill), tmp_path / "step-0000001")
+    loaded = CheckpointFolder().load_checkpoint(tmp_path / "step-0000001")
+    assert same(loaded["carried"], content(2)["carried"])
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 9, 10, 100):
+        CheckpointFolder().save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
+        assert latest(tmp_path).name == f"step-{step:07d}"
+    assert [p.name for p in complete(tmp_path)] == ["step-0000010", "step-0000100"]
+
+
+def test_a_draft_is_no_checkpoint_and_does_not_disturb(tmp_path: Path) -> None:
+    draft = tmp_path / "step-0000003.tmp"
+    draft.mkdir()
+    (draft / "left over").write_text("half")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        latest(tmp_path)
+    for step in (1, 2):
+        CheckpointFolder().save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
+    assert [p.name for p in complete(tmp_path)] == ["step-0000001", "step-0000002"]
+    CheckpointFolder().save_checkpoint(content(3), tmp_path / "step-0000003")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000003"]
+    assert sorted(p.name for p in latest(tmp_path).iterdir()) == [WEIGHTS, REST, TENSORS]
+
+
+def test_a_failure_while_writing_leaves_the_checkpoints_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CheckpointFolder().save_checkpoint(content(1), tmp_path / "step-0000001")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space"):
+            CheckpointFolder().save_checkpoint(content(2), tmp_path / f"step-{step:07d}")
+    assert latest(tmp_path).name == "step-0000001"
+    loaded = CheckpointFolder().load_checkpoint(latest(tmp_path))
+    assert same(loaded["carried"], content(1)["carried"])
+
+
+def test_no_folder_holds_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="again with --force"):
+        latest(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TENSORS, REST])
+@pytest.mark.parametrize("keep", [0, 1, 9, 100])
+def test_a_cut_file_is_named(tmp_path: Path, name: str, keep: int) -> None:
+    folder = tmp_path / "step-0000001"
+    CheckpointFolder().save_checkpoint(content(1), folder)
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="is cut short or is no") as caught:
+        CheckpointFolder().load_checkpoint(folder)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TENSORS, REST])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "step-0000001"
+    CheckpointFolder().save_checkpoint(content(1), folder)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match="is this a run of titans") as caught:
+        CheckpointFolder().load_checkpoint(folder)
+    assert str(folder / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is cut short or is no JSON"),
+        ('{"schema": 1', "is cut short or is no JSON"),
+        ("[1]", "was not written by titans"),
+        ('{"architectures": ["GPT2LMHeadModel"]}', "was not written by titans"),
+        (
+            f'{{"schema": {SCHEMA + 1}}}',
+            f"has schema version {SCHEMA + 1}: this titans reads {SCHEMA}",
+        ),
+        ('{"schema": "one"}', "has schema version 'one'"),
+    ],
+)
+def test_foreign_json_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        read_json(path)
+
+
+def test_binary_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(ValueError, match="is no JSON"):
+        read_json(tmp_path / "config.json")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / WEIGHTS
+    save_file({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, path)
+    model = nn.Linear(3, 2)
+    load_weights(model, path)
+    assert (model.weight == 0).all()
+    for other, sentence in (
+        (nn.Linear(4, 2), r"weight is \(2, 3\) there, \(2, 4\) in the configuration"),
+        (nn.Linear(3, 2, bias=False), r"bias is \(2,\) there, absent in the configuration"),
+        (nn.LayerNorm(7), r"bias is \(2,\) there, \(7,\) in"),
+    ):
+        before = [p.clone() for p in other.parameters()]
+        with pytest.raises(ValueError, match="is of another model: " + sentence):
+            load_weights(other, path)
+        assert all(map(torch.equal, before, other.parameters()))
