@@ -1,0 +1,129 @@
+"""Growth of a 1e-12 perturbation of the memories' initial weights over 4,096 bytes of real text.
+
+Each preset reads the same text twice in float64, untrained, the second time with every initial memory
+moved by 1e-12 times a normal draw; what is reported is the largest difference of the logits of a chunk.
+Done for both values that forgetting may return to, with and without the clamp on surprise.
+
+    python benchmarks/perturbation_growth.py --out benchmarks/results --picture docs/stability.png
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from titans_core import PRESETS, BackboneConfig
+from titans_domains.language.corpus import EMBEDDED, documents
+from titans_domains.language.model import LanguageModel
+from titans_domains.language.tokenizers import ByteTokenizer
+
+AT = (64, 256, 512, 1024, 2048, 4096)
+CHUNK = 16
+PIECE = 512
+
+
+@torch.no_grad()
+def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """Logits [T, vocab] of one stream, read piece by piece."""
+    state, parts = None, []
+    for piece in tokens.split(PIECE):
+        y, state = model(piece[None], state)
+        parts.append(y[0])
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def move(model: LanguageModel, size: float) -> None:
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if ".initial." in name:
+            weight.add_(torch.randn_like(weight), alpha=size)
+
+
+def growth(config: BackboneConfig, tokens: Tensor, size: float) -> list[float]:
+    """Largest difference of the logits in each chunk."""
+    torch.manual_seed(0)
+    model = LanguageModel(config, ByteTokenizer.vocab_size).double()
+    before = logits(model, tokens)
+    move(model, size)
+    apart = (logits(model, tokens) - before).abs().amax(-1)
+    return apart.unflatten(0, (-1, CHUNK)).amax(-1).tolist()
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["preset | forget | clamp | " + " | ".join(map(str, AT))]
+    for cell, chunks in results["cells"].items():
+        figures = [f"{chunks[at // CHUNK - 1]:.0e}" for at in AT]
+        lines.append(" | ".join([*cell.split(), *figures]))
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], picture: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, forget, title in zip(
+        panels,
+        ("initial", "zero"),
+        ("forgetting returns to the initial memory", "forgetting returns to zero"),
+        strict=True,
+    ):
+        for cell, chunks in results["cells"].items():
+            preset, kind, clamp = cell.split()
+            if kind == forget:
+                x = [CHUNK * (i + 1) for i in range(len(chunks))]
+                color = f"C{list(PRESETS).index(preset)}"
+                label = preset if clamp != "none" else f"{preset}, no clamp"
+                panel.loglog(
+                    x, chunks, color=color, lw=1, ls="-" if clamp != "none" else ":", label=label
+                )
+        panel.set(title=title, xlabel="bytes read")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("difference of the logits")
+    panels[1].legend(fontsize=7, ncols=2)
+    figure.savefig(picture, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    text = b"".join(documents(EMBEDDED))[: AT[-1]]
+    tokens = torch.from_numpy(ByteTokenizer().encode(text))
+    path = options.out / "perturbation_growth.json"
+    results = json.loads(path.read_text()) if path.exists() else {"cells": {}}
+    for preset in options.presets:
+        for forget in ("initial", "zero"):
+            for clamp in (1.0, None):
+                cell = f"{preset} {forget} {'none' if clamp is None else clamp}"
+                if cell in results["cells"]:
+                    continue
+                config = PRESETS[preset]
+                memory = dataclasses.replace(config.memory, forget=forget, max_surprise=clamp)
+                config = dataclasses.replace(config, memory=memory)
+                results["cells"][cell] = growth(config, tokens, 1e-12)
+                results |= {
+                    "perturbation": 1e-12,
+                    "torch": torch.__version__,
+                    "commit": subprocess.run(
+                        ["git", "rev-parse", "--short", "HEAD"],
+                        capture_output=True, text=True, check=False,
+                    ).stdout.strip(),
+                }  # fmt: skip
+                path.write_text(json.dumps(results) + "\n")
+                print(cell, flush=True)
+    print(table(results))
+    if options.picture:
+        draw(results, options.picture)
+
+
+if __name__ == "__main__":
+    main()
