@@ -76,8 +76,7 @@ def train_run(
         "data_sha256": task.data_sha256,
     }
     (out / CONFIG).write_text(json.dumps(table, indent=2) + "\n")
-    talk(task.describe())
-    train(task, config.train, out, device=device, show=show)
+    train(task, config.train, out, device=device, show=show, talk=talk)
 
 
 def resume_run(
@@ -102,5 +101,4 @@ def resume_run(
             f"The data is not what it was when {out} began: its SHA-256 is {task.data_sha256}, it was "
             f"{table['data_sha256']}. Bring back the data, or train into another --out."
         )
-    talk(task.describe())
-    train(task, config.train, out, device=device, resume=True, show=show)
+    train(task, config.train, out, device=device, resume=True, show=show, talk=talk)

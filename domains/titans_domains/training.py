@@ -97,10 +97,20 @@ class TrainingModule(LightningModule):
 class Log(Callback):
     """Metrics to `metrics.csv`, samples to `samples.txt`, and all of it to `show` for the terminal."""
 
-    def __init__(self, out: Path, config: TrainConfig, show: Callable[[int, dict[str, Any]], None]):
-        self.out, self.config, self.show = out, config, show
+    def __init__(
+        self,
+        out: Path,
+        config: TrainConfig,
+        show: Callable[[int, dict[str, Any]], None],
+        talk: Callable[[str], None],
+    ) -> None:
+        self.out, self.config, self.show, self.talk = out, config, show, talk
         self.since, self.tokens = time.perf_counter(), 0
         self.columns: list[str] = []
+
+    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        # A checkpoint that cannot be read has been refused by now.
+        self.talk(module.task.describe())
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
         self.columns = trim(self.out / "metrics.csv", trainer.global_step)
@@ -132,7 +142,7 @@ class Log(Callback):
     def write(self, row: dict[str, Any]) -> None:
         sample = row.get("sample")
         if sample:
-            with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
+            with (self.out / "samples.txt").open("a", encoding="utf-8", newline="") as file:
                 file.write(f"--- step {row['step']}\n{sample}\n")
         row = {name: value for name, value in row.items() if name != "sample"}
         path = self.out / "metrics.csv"
@@ -190,6 +200,7 @@ def train(
     device: torch.device,
     resume: bool = False,
     show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
+    talk: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains until `config.steps`, from the start or from the newest checkpoint under `out`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -204,7 +215,7 @@ def train(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip or None,
         # Saving follows logging, so that a checkpoint never lacks a row of the log.
-        callbacks=[Log(out, config, show), Save(folder, config)],
+        callbacks=[Log(out, config, show, talk), Save(folder, config)],
         plugins=[CheckpointFolder()],
         logger=False,
         enable_checkpointing=False,

@@ -23,7 +23,10 @@ def documents(source: str) -> Iterator[bytes]:
 
         yield from (topics[name].encode() for name in sorted(topics))
     elif source.startswith(HUB):
-        yield from hub_documents(source)
+        yield from (text for text in hub_documents(source) if text)
+    elif not source:
+        # As a path it would be the working folder.
+        raise ValueError("data is an empty name: give a path, 'embedded' or 'hf:NAME'.")
     else:
         yield from path_documents(Path(source))
 
@@ -74,7 +77,8 @@ def json_documents(path: Path) -> Iterator[bytes]:
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise ValueError(f"{name} must be an object with a string 'text'.")
             count += 1
-            yield checked(row["text"].encode(), name)
+            # JSON can escape half a letter, which no text may hold.
+            yield checked(row["text"].encode(errors="surrogatepass"), name)
     if not count:
         raise ValueError(f"{path} is empty: it holds no line of JSON.")
 
@@ -94,12 +98,15 @@ def parquet_documents(path: Path) -> Iterator[bytes]:
     row = 0
     for batch in table.iter_batches(columns=["text"]):
         for value in batch.column(0).to_pylist():
-            yield checked((value or "").encode(), f"{path}, row {row}")
+            name = f"{path}, row {row}"
+            if not isinstance(value, str | None):
+                raise ValueError(f"{name} must be a string: got {type(value).__name__}.")
+            yield checked((value or "").encode(), name)
             row += 1
 
 
 def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
-    """Streams a Hugging Face data set, from document `skip` on."""
+    """Streams a Hugging Face data set, from row `skip` on; a blank row is an empty document."""
     name, _, split = source.removeprefix(HUB).partition(":")
     from huggingface_hub import constants
 
@@ -121,8 +128,7 @@ def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
     for number, row in enumerate(rows, skip):
         if not isinstance(row.get("text"), str):
             raise ValueError(f"{name} must have a column 'text': row {number} has {sorted(row)}.")
-        if row["text"].strip():
-            yield row["text"].encode()
+        yield row["text"].encode() if row["text"].strip() else b""
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from titans_domains.language.tokenizers import Tokenizer
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must be 0 (the likeliest token) or more: got {temperature}.")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1: got {top_p}.")
@@ -70,7 +70,8 @@ def pick(
     """One token [1, 1] from logits [1, V]: among the likeliest that together have `top_p`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    chances, order = (logits / temperature).softmax(-1).sort(descending=True)
+    # Below this float32 would divide by zero; the likeliest token has all chances long before.
+    chances, order = (logits / max(temperature, 1e-30)).softmax(-1).sort(descending=True)
     # The token that crosses top_p stays, so that there is always one.
     chances = chances.masked_fill(chances.cumsum(-1) - chances >= top_p, 0)
     return order.gather(-1, torch.multinomial(chances, 1, generator=random))

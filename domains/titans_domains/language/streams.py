@@ -89,6 +89,9 @@ class Hub:
         if text is None:
             raise ValueError(f"{self.source} ended after {number} documents; ask for fewer steps.")
         end = [self.tokenizer.end]
+        # Rows are numbered as the hub skips them, so a blank one has a number, and nothing to read.
+        if not text:
+            return np.array(end, np.int64)
         return np.concatenate([end, self.tokenizer.encode(text), end])
 
 

@@ -50,7 +50,7 @@ def draw_surprise(text: str, surprise: torch.Tensor, path: Path) -> None:
     axes = figure.add_subplot()
     low, high = (surprise.quantile(q).item() for q in (0.02, 0.98))
     image = axes.imshow(
-        grid.view(rows, COLUMNS),
+        grid.view(rows, COLUMNS).numpy(),
         cmap="YlOrRd",
         norm=Normalize(low, high),
         aspect="auto",

@@ -44,6 +44,10 @@ class LanguageConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be 0 or more, and below 2**63: got {self.seed}.")
+
 
 LANGUAGE_PRESETS: dict[str, LanguageConfig] = {
     "tiny": LanguageConfig(train=TrainConfig(steps=300, batch_size=16, lr=4e-3, valid_every=100)),

@@ -1,0 +1,418 @@
+"""The shared trainer: exact resumption, accumulation, schedule, clipping, and a task of somebody else."""
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tiny_language import CPU, tiny_config, write_documents
+from torch import Tensor, nn
+
+from titans_domains.checkpoints import TENSORS, WEIGHTS, CheckpointFolder, latest, load_tensors
+from titans_domains.domain import Step
+from titans_domains.language import DOMAIN
+from titans_domains.language.streams import Batch
+from titans_domains.language.task import LanguageTask
+from titans_domains.runs import resume_run, train_run
+from titans_domains.training import TrainConfig, train
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at(step: int) -> Callable[[int, dict[str, Any]], None]:
+    def show(now: int, row: dict[str, Any]) -> None:
+        if now == step:
+            raise KilledError
+
+    return show
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["tokens_per_s"]
+    return rows
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    assert rows_of(a) == rows_of(b)
+    first, second = latest(a / "checkpoints"), latest(b / "checkpoints")
+    assert first.name == second.name
+    # Weights, optimiser, carried state and random numbers, in every bit.
+    for file in (WEIGHTS, TENSORS):
+        ours, theirs = load_tensors(first / file), load_tensors(second / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    ours, theirs = (CheckpointFolder().load_checkpoint(path) for path in (first, second))
+    assert ours["cursor"] == theirs["cursor"]
+    assert ours["global_step"] == theirs["global_step"]
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+
+
+RESUMED = {
+    "memory": [],
+    "accumulated": ["train.accumulate=2"],
+    "attention over all": ["model.mixer=attention"],
+    "attention with window and convolution": [
+        "model.mixer=attention", "model.attention.window=20", "model.attention.conv_size=4",
+    ],
+    "fresh for every batch": ["train.carry=false"],
+    "validated, at other steps than saved": ["train.valid_every=3"],
+    "bf16": ["train.precision=bf16"],
+    "bpe": ["data.tokenizer=bpe", "data.vocab_size=300"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, settings: list[str]) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), *settings)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train_run(DOMAIN, config, straight, device=CPU)
+    assert [row["step"] for row in rows_of(straight)] == ["1", "2", "3", "4", "5", "6"]
+    # The log is ahead of the checkpoint, which is of step 2; then killed again, with one of step 4.
+    with pytest.raises(KilledError):
+        train_run(DOMAIN, config, killed, device=CPU, show=kill_at(3))
+    assert latest(killed / "checkpoints").name == "step-0000002"
+    with pytest.raises(KilledError):
+        resume_run(DOMAIN, killed, device=CPU, show=kill_at(5))
+    torch.rand(7)
+    steps: list[int] = []
+    resume_run(DOMAIN, killed, device=CPU, show=lambda step, row: steps.append(step))
+    assert steps == [5, 6]
+    assert_same_runs(straight, killed)
+
+
+def test_resumption_rests_on_carried_state_and_cursor(tmp_path: Path) -> None:
+    """Without either of them the run would not be the same: the test above would see it."""
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    for change in ("carried", "cursor", "random"):
+        checkpoint = CheckpointFolder().load_checkpoint(latest(tmp_path / "run/checkpoints"))
+        assert change in checkpoint
+    state = checkpoint["carried"]
+    assert state[0][0][0][0].abs().sum() > 0  # a memory that has read
+    assert checkpoint["cursor"]["next"] > 2
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    steps: list[int] = []
+    resume_run(DOMAIN, tmp_path / "run", device=CPU, show=lambda step, row: steps.append(step))
+    assert not steps
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    with pytest.raises(KilledError):
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=kill_at(1))
+    with pytest.raises(FileNotFoundError, match=r"stopped before its first\. Start it again with"):
+        resume_run(DOMAIN, tmp_path / "run", device=CPU)
+
+
+def test_a_run_killed_while_saving_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "straight", device=CPU)
+    shutil.copytree(tmp_path / "straight", tmp_path / "run")
+    newest = latest(tmp_path / "run/checkpoints")
+    newest.rename(newest.with_name(newest.name + ".tmp"))
+    resume_run(DOMAIN, tmp_path / "run", device=CPU)
+    assert_same_runs(tmp_path / "straight", tmp_path / "run")
+    assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
+
+
+def test_seeds_repeat_and_differ(tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "text.jsonl")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(len(name))
+        train_run(DOMAIN, tiny_config(source, f"seed={seed}"), tmp_path / name, device=CPU)
+    assert_same_runs(tmp_path / "a", tmp_path / "b")
+    assert rows_of(tmp_path / "a") != rows_of(tmp_path / "c")
+
+
+def test_a_document_goes_on_with_its_memory(tmp_path: Path) -> None:
+    """Two sequences with the state carried cost what one twice as long does."""
+    source = write_documents(tmp_path / "text.jsonl")
+    task = LanguageTask(tiny_config(source), CPU)
+    tokens = torch.randint(256, (2, 65))
+
+    def batch(first: int, last: int) -> Batch:
+        return Batch(tokens[:, first:last], tokens[:, first + 1 : last + 1], None, None)
+
+    whole = task.step(batch(0, 64), None)
+    one = task.step(batch(0, 32), task.fresh_state())
+    two = task.step(batch(32, 64), one.state)
+    assert (one.loss + two.loss).item() / 2 == pytest.approx(whole.loss.item(), rel=1e-5)
+    alone = LanguageTask(tiny_config(source, "train.carry=false"), CPU)
+    assert alone.step(batch(32, 64), one.state).loss.item() != pytest.approx(two.loss.item())
+    assert alone.step(batch(32, 64), None).state == ()
+    assert (whole.tokens, one.tokens) == (128, 64)
+    assert one.log["bits_per_byte"] == pytest.approx(one.loss.item() / math.log(2))
+
+
+def test_padding_counts_no_tokens_and_bpe_counts_bytes(tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "text.jsonl")
+    task = LanguageTask(tiny_config(source, "data.tokenizer=bpe", "data.vocab_size=400"), CPU)
+    assert task.bytes_per_token is not None
+    assert task.bytes_per_token > 1.2
+    tokens = torch.randint(256, (2, 32))
+    mask = torch.arange(32).expand(2, 32) < 20
+    step = task.step(Batch(tokens, tokens, mask, None), task.fresh_state())
+    assert step.tokens == 40
+    expected = step.loss.item() / math.log(2) / task.bytes_per_token
+    assert step.log["bits_per_byte"] == pytest.approx(expected)
+
+
+class HalvedTask(LanguageTask):
+    """Every batch of the task, whole or in two."""
+
+    pieces: tuple[slice, ...] = (slice(0, 4),)
+
+    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        for batch, after in super().batches(cursor):
+            for rows in self.pieces:
+                yield Batch(batch.inputs[rows], batch.targets[rows], None, None), after
+
+
+def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
+    config = tiny_config(
+        write_documents(tmp_path / "text.jsonl"),
+        "train.batch_size=4", "train.carry=false", "train.steps=1", "train.clip=0",
+    )  # fmt: skip
+    gradients = []
+    for pieces in ((slice(0, 4),), (slice(0, 2), slice(2, 4))):
+        task = HalvedTask(config, CPU)
+        task.pieces = pieces
+        settings = dataclasses.replace(config.train, accumulate=len(pieces))
+        train(task, settings, tmp_path, device=CPU)
+        gradients.append({name: p.grad for name, p in task.model.named_parameters()})
+    whole, halves = gradients
+    for name, gradient in whole.items():
+        assert gradient is not None
+        scale = gradient.abs().max().item()
+        assert torch.allclose(gradient, halves[name], rtol=0, atol=1e-5 * scale), name
+
+
+def test_accumulation_counts_optimiser_steps(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), "train.accumulate=3")
+    task = LanguageTask(config, CPU)
+    calls = []
+    step = task.step
+    task.step = lambda *args: calls.append(1) or step(*args)  # type: ignore[method-assign, func-returns-value]
+    train(task, config.train, tmp_path, device=CPU)
+    assert len(calls) == 18
+    assert [row["step"] for row in rows_of(tmp_path)] == list("123456")
+
+
+def test_loss_falls_on_a_text_that_repeats(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("and on and on it goes; " * 100)
+    config = tiny_config(tmp_path / "text.txt", "train.steps=50", "train.lr=0.03")
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "run")]
+    assert losses[0] > 5
+    assert losses[-1] < 1
+
+
+def test_bf16_is_finite_and_keeps_its_weights_in_float32(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), "train.precision=bf16")
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    assert all(math.isfinite(float(row["loss"])) for row in rows_of(tmp_path / "run"))
+    weights = load_tensors(latest(tmp_path / "run/checkpoints") / WEIGHTS)
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
+    exact = tiny_config(tmp_path / "text.jsonl")
+    train_run(DOMAIN, exact, tmp_path / "exact", device=CPU)
+    assert rows_of(tmp_path / "run") != rows_of(tmp_path / "exact")
+
+
+def test_validation_and_samples_at_their_steps_and_at_the_end(tmp_path: Path) -> None:
+    config = tiny_config(
+        write_documents(tmp_path / "text.jsonl"),
+        "train.steps=5", "train.valid_every=2", "train.sample_every=4",
+        "model.num_layers=1",
+    )  # fmt: skip
+    shown: dict[int, dict[str, Any]] = {}
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=shown.__setitem__)
+    figure = "valid_bits_per_byte"
+    assert [step for step, row in shown.items() if figure in row] == [2, 4, 5]
+    assert [step for step, row in shown.items() if "sample" in row] == [4, 5]
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows if row[figure]] == ["2", "4", "5"]
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in shown.values()]
+    assert "sample" not in rows[0]
+    samples = (tmp_path / "run/samples.txt").read_bytes().decode()
+    expected = [f"--- step {step}\n{shown[step]['sample']}\n" for step in (4, 5)]
+    assert samples == "".join(expected)
+
+
+def test_figures_that_are_never_wanted_are_never_made(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    assert list(rows_of(tmp_path / "run")[0]) == ["step", "loss", "bits_per_byte", "lr"]
+    assert not (tmp_path / "run/samples.txt").exists()
+
+
+def test_schedule() -> None:
+    config = TrainConfig(steps=100, warmup=10, min_lr=0.2)
+    assert [config.rate(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert config.rate(10) == pytest.approx(1)
+    assert config.rate(55) == pytest.approx(0.6)
+    assert config.rate(100) == pytest.approx(0.2)
+    assert config.rate(1000) == pytest.approx(0.2)
+    rates = [config.rate(step) for step in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+    assert TrainConfig(steps=1, warmup=0).rate(0) == 1
+    assert TrainConfig(steps=5, warmup=50).rate(4) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("steps", 0, "train.steps must be at least 1: got 0."),
+        ("batch_size", 0, "train.batch_size must be at least 1: got 0."),
+        ("accumulate", 0, "train.accumulate must be at least 1: got 0."),
+        ("checkpoint_every", 0, "train.checkpoint_every must be at least 1: got 0."),
+        ("warmup", -1, "train.warmup must be 0 or more: got -1."),
+        ("clip", -0.1, "train.clip must be 0 or more: got -0.1."),
+        ("lr", 0.0, "train.lr must be positive"),
+        ("lr", math.nan, "train.lr must be positive"),
+        ("min_lr", 1.5, "train.min_lr, its last share, between 0 and 1: got 0.002 and 1.5."),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+
+
+# What follows is a domain as a third party would write it: it knows of nothing but the protocol.
+
+
+class Running(NamedTuple):
+    total: Tensor
+    nothing: None
+
+
+class Weights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(3))
+        self.matrix = nn.Parameter(torch.ones(2, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    train: TrainConfig = field(default_factory=TrainConfig)
+    steepness: float = 1.0
+
+
+class ToyTask:
+    """The loss is a multiple of the vector's sum, so that every gradient is known."""
+
+    data_sha256 = None
+
+    def __init__(self, config: ToyConfig) -> None:
+        self.config, self.model = config, Weights()
+        self.seen: list[tuple[int, float]] = []
+
+    def describe(self) -> str:
+        return "three numbers"
+
+    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0 if cursor is None else cursor["next"]
+        while True:
+            yield number, {"next": number + 1}
+            number += 1
+
+    def fresh_state(self) -> Running:
+        return Running(torch.zeros(()), None)
+
+    def step(self, batch: int, state: Running | None) -> Step:
+        total = (state or self.fresh_state()).total
+        self.seen.append((batch, total.item()))
+        loss = self.config.steepness * self.model.vector.sum() + 0 * self.model.matrix.sum()
+        return Step(loss, Running(total + batch, None), 1, {"loss": loss.item(), "batch": batch})
+
+    def validate(self) -> dict[str, float]:
+        return {"sum": self.model.vector.sum().item()}
+
+    def sample(self) -> None:
+        return None
+
+    def save_extras(self, folder: Path) -> None:
+        (folder / "extra.txt").write_text("toy")
+
+
+class ToyDomain:
+    name = "toy"
+    config_type = ToyConfig
+    presets = {"one": ToyConfig()}  # noqa: RUF012
+
+    def task(self, config: ToyConfig, device: torch.device, folder: Path | None = None) -> ToyTask:
+        assert folder is None or (folder / "extra.txt").read_text() == "toy"
+        self.made = ToyTask(config)
+        return self.made
+
+
+def toy_config(steepness: float = 1.0, **settings: Any) -> ToyConfig:
+    settings = {
+        "steps": 6, "warmup": 2, "lr": 0.1, "weight_decay": 0.0, "valid_every": 3,
+        "checkpoint_every": 2, **settings,
+    }  # fmt: skip
+    return ToyConfig(train=TrainConfig(**settings), steepness=steepness)
+
+
+def test_another_domain_trains_and_goes_on(tmp_path: Path) -> None:
+    config, domain = toy_config(), ToyDomain()
+    train_run(domain, config, tmp_path / "straight", device=CPU)
+    assert domain.made.seen == [(0, 0), (1, 0), (2, 1), (3, 3), (4, 6), (5, 10)]
+    with pytest.raises(KilledError):
+        train_run(domain, config, tmp_path / "killed", device=CPU, show=kill_at(5))
+    resume_run(domain, tmp_path / "killed", asked=config, device=CPU)
+    assert domain.made.seen == [(4, 6), (5, 10)]
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
+    assert list(rows_of(tmp_path / "straight")[0]) == ["step", "loss", "batch", "lr", "valid_sum"]
+    table = json.loads((tmp_path / "straight/config.json").read_text())
+    assert (table["domain"], table["data_sha256"]) == ("toy", None)
+    with pytest.raises(ValueError, match="is a run of the domain 'toy', not of 'language'"):
+        resume_run(DOMAIN, tmp_path / "killed", device=CPU)
+
+
+def test_the_optimiser_takes_the_scheduled_steps(tmp_path: Path) -> None:
+    # Under a gradient that stays, Adam moves by the learning rate.
+    config = toy_config(clip=0.0)
+    task = ToyTask(config)
+    train(task, config.train, tmp_path, device=CPU)
+    moved = 0.1 * sum(config.train.rate(step) for step in range(6))
+    assert task.model.vector.tolist() == pytest.approx([-moved] * 3, rel=1e-5)
+    rates = [float(row["lr"]) for row in rows_of(tmp_path)]
+    assert rates == pytest.approx([0.1 * config.train.rate(step) for step in range(6)])
+    assert task.model.matrix.tolist() == [[1, 1], [1, 1]]
+
+
+def test_only_matrices_decay(tmp_path: Path) -> None:
+    config = toy_config(steepness=0.0, weight_decay=0.5)
+    task = ToyTask(config)
+    task.model.vector.data.fill_(1)
+    train(task, config.train, tmp_path, device=CPU)
+    left = math.prod(1 - 0.5 * 0.1 * config.train.rate(step) for step in range(6))
+    assert task.model.matrix.flatten().tolist() == pytest.approx([left] * 4)
+    assert task.model.vector.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(0.0, 10 * 3**0.5), (0.5, 0.5), (100.0, 10 * 3**0.5)])
+def test_the_gradient_is_clipped_to_a_norm(tmp_path: Path, clip: float, norm: float) -> None:
+    task = ToyTask(toy_config(steepness=10.0, clip=clip))
+    train(task, task.config.train, tmp_path, device=CPU)
+    assert task.model.vector.grad is not None
+    assert task.model.vector.grad.norm().item() == pytest.approx(norm, rel=1e-4)
