@@ -12,7 +12,9 @@ app = typer.Typer(help=__doc__, rich_markup_mode=None)
 
 READ_BYTES = 8192
 PASSAGE_BYTES = 76 * 12
-RECALL_STEPS = 250
+RECALL_STEPS = 300
+RECALL_RATES = (5e-3, 1e-2)
+RECALL_VOCABULARY = 64
 
 
 @app.command()
@@ -92,9 +94,6 @@ def language(config: Any, out: Path, force: bool, read_bytes: int) -> None:
     typer.echo()
 
 
-RECALL_RATES = (2e-3, 4e-3)
-
-
 def recall(seed: int, quick: bool) -> None:
     """Trains recall at 64 tokens and asks at 512, the memory beside attention."""
     import torch
@@ -119,7 +118,8 @@ def recall(seed: int, quick: bool) -> None:
             settings = TrainConfig(
                 steps=steps, lr=rate, warmup=20, valid_every=0, checkpoint_every=steps
             )
-            task = RecallTask(model, RecallConfig(seed=seed), cpu)
+            data = RecallConfig(vocab_size=RECALL_VOCABULARY, batch_size=32, seed=seed)
+            task = RecallTask(model, data, cpu)
             with tempfile.TemporaryDirectory() as folder, Bar(f"{mixer}, lr {rate}", steps) as bar:
 
                 def show(step: int, row: dict[str, Any], bar: Bar = bar) -> None:
@@ -130,7 +130,9 @@ def recall(seed: int, quick: bool) -> None:
             # Rates are compared where the model was trained; 512 is only asked.
             if mixer not in best or near > best[mixer][0]:
                 best[mixer] = (near, far, rate)
-    typer.echo(f"  {'answered rightly':18} {'at 64':>7} {'at 512':>7}   (chance {2 / 512:.1%})")
+    typer.echo(
+        f"  {'answered rightly':18} {'at 64':>7} {'at 512':>7}   (chance {2 / RECALL_VOCABULARY:.1%})"
+    )
     for mixer, (near, far, rate) in best.items():
         typer.echo(f"  {mixer:18} {near:7.1%} {far:7.1%}   learning rate {rate}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titans_cli.options import Device, Force, Json, Preset, Seed, Set
+from titans_cli.options import Device, Force, Json, Out, Preset, Seed, Set, TrainSeed
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 
@@ -23,14 +23,12 @@ def train(
             help="Text, JSON lines or Parquet file, folder of them, hf:NAME, or embedded (default).",
         ),
     ] = None,
-    preset: Preset = "tiny",
+    preset: Preset = None,
     mixer: Annotated[str | None, typer.Option(help="lmm or attention.")] = None,
     settings: Set = None,
-    seed: Seed = 0,
+    seed: TrainSeed = None,
     device: Device = "auto",
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run. [default: runs/PRESET]")
-    ] = None,
+    out: Out = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")
     ] = False,
@@ -42,19 +40,20 @@ def train(
     from titans_domains.language import DOMAIN
     from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
 
-    if preset not in DOMAIN.presets:
+    if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
-    changes = [f"seed={seed}"]
+    folder = out or Path("runs") / (preset or "tiny")
+    changes = [f"seed={seed}"] if seed is not None else []
     changes += [f"data.source={json.dumps(data)}"] if data is not None else []
     changes += [f"model.mixer={mixer}"] if mixer is not None else []
-    config = override(DOMAIN.presets[preset], [*changes, *(settings or [])])
-    folder = out or Path("runs") / preset
-    plain = data is None and mixer is None and not settings and not seed and preset == "tiny"
-    if resume and plain:
-        # Nothing was asked for, so the run's own configuration is what is meant.
-        config, _ = load_run_table(folder, DOMAIN)
+    changes += settings or []
+    base = DOMAIN.presets[preset or "tiny"]
+    if resume and preset is None:
+        # What is not asked for is the run's own.
+        base = load_run_table(folder, DOMAIN)[0]
+    config = override(base, changes)
     where = choose_device(device)
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 Preset = Annotated[
-    str,
-    typer.Option("--preset", metavar="NAME", help="Named configuration to start from."),
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="Named configuration to start from. [default: tiny]"
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -21,13 +23,19 @@ Seed = Annotated[
     int,
     typer.Option("--seed", min=0, help="Seed of initial weights, data order and sampling."),
 ]
+TrainSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Seed of initial weights and data order. [default: 0]"),
+]
 Device = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder for weights, configuration and log."),
+    typer.Option(
+        "--out", metavar="DIR", help="Folder of the run: weights, log. [default: runs/PRESET]"
+    ),
 ]
 Force = Annotated[
     bool,
