@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from titans_core import PRESETS, BackboneConfig, MemoryConfig, count_parameters
+from titans_core import PRESETS, BackboneConfig, count_parameters
 from titans_domains.config import override
 from titans_domains.language.evaluate import bits_per_byte
 from titans_domains.language.floors import floors
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 # 492 makes the Transformer++ as large as the LMM, within 0.2 %.
 SYSTEMS: dict[str, tuple[BackboneConfig, str, list[Any]]] = {
     "lmm": (
-        dataclasses.replace(PRESETS["small"], memory=MemoryConfig(max_surprise=1.0)),
+        PRESETS["small"],
         "model.memory.max_step_size",
         [0.1, 0.3],
     ),

@@ -39,7 +39,7 @@ class MemoryConfig:
     gates: Literal["layer", "shared"] = "layer"  # one per memory layer, or one for all of them
     momentum: bool = True
     forget: Literal["initial", "zero", "none"] = "initial"  # what forgetting returns to
-    max_surprise: float | None = None
+    max_surprise: float | None = 1.0  # None for no clamp
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "depth", "expansion", "chunk_size"):
@@ -49,6 +49,10 @@ class MemoryConfig:
             raise ValueError(f"memory.conv_size must be 0 or at least 2: got {self.conv_size}.")
         if not self.max_step_size > 0:
             raise ValueError(f"memory.max_step_size must be positive: got {self.max_step_size}.")
+        if self.max_surprise is not None and not self.max_surprise > 0:
+            raise ValueError(
+                f"memory.max_surprise must be positive, or none: got {self.max_surprise}."
+            )
         if self.forget not in ("initial", "zero", "none"):
             raise ValueError(
                 f"memory.forget must be 'initial', 'zero' or 'none': got {self.forget!r}."
