@@ -9,6 +9,8 @@ from titans_core.backbone import (
     count_parameters,
     decay_groups,
 )
+from titans_core.context import MemoryAsContext
+from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer
 from titans_core.memory import MemoryConfig, NeuralMemory, NeuralMemoryState
 from titans_core.presets import PRESETS
 from titans_core.state import detach, map_state, state_bytes
@@ -22,6 +24,10 @@ __all__ = [
     "AttentionConfig",
     "Backbone",
     "BackboneConfig",
+    "HybridConfig",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "MemoryConfig",
     "Mixer",
     "NeuralMemory",

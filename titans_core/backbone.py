@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from titans_core.attention import Attention, AttentionConfig
+from titans_core.context import MemoryAsContext
+from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer, windowed
 from titans_core.memory import MemoryConfig, NeuralMemory
 
 
@@ -46,6 +48,7 @@ class BackboneConfig:
     ffn_dim: int | None = None  # hidden width of SwiGLU; None for 8/3 dim, rounded up to 32
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_layers"):
@@ -55,15 +58,47 @@ class BackboneConfig:
             raise ValueError(f"mixer must be one of {', '.join(MIXERS)}: got {self.mixer!r}.")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
+        if "mac" in self.mixer and self.hybrid.segment_len % self.memory.chunk_size:
+            raise ValueError(
+                "hybrid.segment_len must be a multiple of memory.chunk_size = "
+                f"{self.memory.chunk_size}: got {self.hybrid.segment_len}."
+            )
+        if self.mixer in ("mag", "mal"):
+            size = max(self.memory.conv_size, self.attention.conv_size)
+            if self.hybrid.window < size:
+                raise ValueError(
+                    f"hybrid.window must be at least the convolution's size = {size}: "
+                    f"got {self.hybrid.window}."
+                )
 
     @property
     def grid(self) -> int:
         """A document begins at a multiple of this many tokens of its row."""
+        if "mac" in self.mixer:
+            return self.hybrid.segment_len
         return 1 if self.mixer == "attention" else self.memory.chunk_size
+
+
+def _context(config: BackboneConfig) -> MemoryAsContext:
+    return MemoryAsContext(config.dim, config.memory, config.attention, config.hybrid)
+
+
+def _memory_first(config: BackboneConfig) -> NeuralMemory:
+    return NeuralMemory(config.dim, config.memory, config.hybrid.num_persistent)
 
 
 MIXERS: dict[str, Callable[[BackboneConfig], nn.Module]] = {
     "lmm": lambda config: NeuralMemory(config.dim, config.memory),
+    "mac": _context,
+    "mag": lambda config: MemoryAsGate(config.dim, config.memory, config.attention, config.hybrid),
+    "mal": lambda config: MemoryAsLayer(
+        config.dim,
+        _memory_first(config),
+        Attention(config.dim, windowed(config.attention, config.hybrid)),
+    ),
+    "mac+mal": lambda config: MemoryAsLayer(
+        config.dim, _memory_first(config), _context(config), residual=True
+    ),
     "attention": lambda config: Attention(config.dim, config.attention),
 }
 
@@ -113,7 +148,7 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=1e-5)
         # What each block adds is scaled down with depth, so that the sum starts at the input's size.
         for name, weight in self.named_parameters():
-            if name.endswith(("mixer.out.weight", "ffn.out.weight")):
+            if name.endswith(".out.weight"):
                 weight.data.div_(math.sqrt(2 * config.num_layers))
 
     def _mixers(self) -> list[Mixer]:

@@ -1,4 +1,7 @@
-"""Depthwise causal convolution over time that can be fed in pieces. B batch, T time, C channels."""
+"""Depthwise causal convolution over time that can be fed in pieces.
+
+B batch, T time, C channels, S = size - 1 earlier inputs.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -25,35 +28,59 @@ class CausalConvolution(nn.Module):
         *,
         mask: Bool[Tensor, "B T"] | None = None,
         reset: Bool[Tensor, "B T"] | None = None,
+        start: Float[Tensor, "1 S C"] | None = None,
     ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B S C"]]:
-        """The outputs, and the last `size - 1` inputs of the document that each row is in."""
-        time = x.shape[1]
-        span = torch.cat([tail.to(x.dtype), x], 1)
-        if reset is None:
-            y = F.conv1d(span.mT, self.weight[:, None], groups=self.weight.shape[0]).mT
-            document = None
-        else:
-            document = F.pad(reset.long().cumsum(1), (self.size - 1, 0))  # [B, S + T]
-            y = torch.zeros_like(x)
-            for lag in range(self.size):
-                first = self.size - 1 - lag
-                same = document[:, first : first + time] == document[:, self.size - 1 :]
-                y = y + span[:, first : first + time] * self.weight[:, first] * same[..., None]
-        return y, self._next_tail(span, mask, document)
+        """The outputs, and the last `size - 1` inputs of the document that each row is in.
 
-    def _next_tail(self, span: Tensor, mask: Tensor | None, document: Tensor | None) -> Tensor:
-        """The last inputs before each row's padding, zero where they belong to another document."""
+        `start` is what stands before a document that begins at a reset: zeros where it is None.
+        """
+        keep, time = self.size - 1, x.shape[1]
+        span = torch.cat([tail.to(x.dtype), x], 1)
+        if reset is None or time == 0:
+            y = torch.zeros_like(x)
+            if time:
+                y = F.conv1d(span.mT, self.weight[:, None], groups=self.weight.shape[0]).mT
+            return y, last_written(span, keep, mask)
+        before = tail.new_zeros(1, keep, x.shape[2]) if start is None else start
+        # Token t has `since[t]` earlier tokens in its document, or more than the kernel reaches.
+        index = torch.arange(time, device=x.device)
+        first = index.where(reset, -self.size).cummax(1).values
+        since = torch.where(first >= 0, index - first, self.size)
+        y = torch.zeros_like(x)
+        for lag in range(self.size):
+            value = span[:, keep - lag : keep - lag + time]
+            if lag > 0:
+                value = torch.where((since < lag)[..., None], earlier(before, lag - since), value)
+            y = y + value * self.weight[:, keep - lag]
+        return y, self._tail(span, mask, first[:, -1:], before)
+
+    def _tail(
+        self, span: Tensor, mask: Tensor | None, first: Tensor, before: Tensor
+    ) -> Float[Tensor, "B S C"]:
+        """The last inputs of the document that began at token `first` of the call."""
         keep = self.size - 1
-        batch, length, channels = span.shape
-        if mask is None and document is None:
-            return span[:, length - keep :]
-        time = length - keep
-        index = torch.arange(1, time + 1, device=span.device)
-        end = index.expand(batch, time) if mask is None else index * mask
-        end = end.amax(1) if time else end.new_zeros(batch)
-        take = end[:, None] + torch.arange(keep, device=span.device)  # [B, S]
-        tail = span.gather(1, take[..., None].expand(-1, -1, channels))
-        if document is None:
-            return tail
-        same = document.gather(1, take) == document[:, -1:]
-        return torch.where(same[..., None], tail, 0)
+        index = torch.arange(span.shape[1], device=span.device).expand(len(span), -1) - keep
+        missing = first - last_written(index[..., None], keep, mask)[..., 0]
+        tail = last_written(span, keep, mask)
+        began = (first >= 0) & (missing > 0)
+        return torch.where(began[..., None], earlier(before, missing), tail)
+
+
+def earlier(before: Float[Tensor, "1 S C"], lag: Tensor) -> Tensor:
+    """What stood `lag` tokens before a document's first one: [B, T, C] for lags [B, T]."""
+    size = before.shape[1]
+    return before[0, (size - lag).clamp(0, size - 1)]
+
+
+def last_written(
+    span: Float[Tensor, "B L *C"], keep: int, mask: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B S *C"]:
+    """The last `keep` of each row before its padding; the last T of the span are what mask covers."""
+    if mask is None:
+        return span[:, span.shape[1] - keep :]
+    time = mask.shape[1]
+    index = torch.arange(1, time + 1, device=span.device)
+    end = (index * mask).amax(1) if time else index.new_zeros(len(span))
+    take = (span.shape[1] - time - keep) + end[:, None] + torch.arange(keep, device=span.device)
+    take = take.reshape(*take.shape, *(1,) * (span.ndim - 2))
+    return span.gather(1, take.expand(-1, -1, *span.shape[2:]))

@@ -79,10 +79,14 @@ FORGET_BIAS = -4.6
 MOMENTUM_BIAS = 1.0
 
 
-class NeuralMemory(nn.Module):
-    """Maps [B, T, dim] to [B, T, dim] by writing every token into a memory and reading after it."""
+class Recall(nn.Module):
+    """The memory itself, [B, T, dim] to [B, T, dim]: every token is written, then the memory is read.
 
-    no_decay = ("initial", "norm_gain", "norm_bias", "gates", "out_norm")
+    `start` is a state of one row (see `read_first`) that stands before every document, instead of
+    the learned initial memory alone.
+    """
+
+    no_decay = ("initial", "norm_gain", "norm_bias", "gates")
 
     def __init__(self, dim: int, config: MemoryConfig) -> None:
         super().__init__()
@@ -98,9 +102,6 @@ class NeuralMemory(nn.Module):
         self.num_gates = config.depth if config.gates == "layer" else 1
         kinds = 1 + config.momentum + (config.forget != "none")
         self.gates = nn.Linear(dim, kinds * heads * self.num_gates)
-        self.out_gate = nn.Linear(dim, dim, bias=False)
-        self.out_norm = nn.Parameter(torch.ones(heads, width))
-        self.out = nn.Linear(dim, dim, bias=False)
         sizes = [width, *[config.expansion * width] * (config.depth - 1), width]
         self.initial = nn.ParameterList(
             torch.empty(heads, outside, inside) for inside, outside in pairwise(sizes)
@@ -120,39 +121,45 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             self.gates.bias.copy_(torch.tensor(biases).repeat_interleave(per_kind))
 
-    def fresh_state(self, batch: int) -> NeuralMemoryState:
-        """The state before the first token."""
-        weight = self.qkv.weight
-        tail = None if self.conv is None else self.conv.fresh_tail(batch, weight)
-        return NeuralMemoryState(fresh_state(tuple(self.initial), batch, rule=self.rule), tail)
+    def fresh_memory(self, batch: int, start: NeuralMemoryState | None = None) -> MemoryState:
+        """Memory, surprise and write position before the first token."""
+        memory = None if start is None else start.memory
+        return fresh_state(tuple(self.initial), batch, rule=self.rule, start=memory)
 
-    def restart_memory(self, state: NeuralMemoryState) -> NeuralMemoryState:
-        """The state with memory, surprise and write position as before the first token."""
-        batch = len(state.memory.position)
-        return state._replace(memory=fresh_state(tuple(self.initial), batch, rule=self.rule))
+    def fresh_state(self, batch: int, start: NeuralMemoryState | None = None) -> NeuralMemoryState:
+        """The state before the first token."""
+        tail = None
+        if start is not None and start.conv_tail is not None:
+            tail = start.conv_tail.expand(batch, -1, -1)
+        elif self.conv is not None:
+            tail = self.conv.fresh_tail(batch, self.qkv.weight)
+        return NeuralMemoryState(self.fresh_memory(batch, start), tail)
+
+    def read_first(self, persistent: Float[Tensor, "N dim"]) -> NeuralMemoryState:
+        """The state of one row that has read tokens which stand before every document."""
+        state = self(persistent[None], self.fresh_state(1))[1]
+        # The text has a chunk grid of its own, which begins with its first token.
+        return state._replace(memory=self.fresh_memory(1, state))
 
     def forward(
         self,
         x: Float[Tensor, "B T dim"],
-        state: NeuralMemoryState | None = None,
+        state: NeuralMemoryState,
         *,
         mask: Bool[Tensor, "B T"] | None = None,
         reset: Bool[Tensor, "B T"] | None = None,
         write: bool = True,
+        start: NeuralMemoryState | None = None,
     ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
-        """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
-        if state is None:
-            state = self.fresh_state(x.shape[0])
-        if mask is not None:
-            x = x.masked_fill(~mask[..., None], 0)
-        q, k, v, tail = self._project(x, state.conv_tail, mask, reset)
+        before = None if start is None else start.conv_tail
+        q, k, v, tail = self._project(x, state.conv_tail, mask, reset, before)
         norm = (self.norm_gain, self.norm_bias)
         initial = tuple(self.initial)
         if write:
-            step_size, momentum, forget = self._gates(x)
             y, memory = memory_update(
-                q, k, v, step_size, momentum, forget, initial,
+                q, k, v, *self._gates(x), initial,
                 rule=self.rule, norm=norm, mask=mask, reset=reset, state=state.memory,
+                start=None if start is None else start.memory,
             )  # fmt: skip
         else:
             if reset is not None:
@@ -161,17 +168,17 @@ class NeuralMemory(nn.Module):
                 )
             memory = state.memory
             y = memory_read(q, memory, initial, rule=self.rule, norm=norm)
-        y = F.rms_norm(y, y.shape[-1:], eps=1e-5) * self.out_norm
-        y = y.flatten(2).to(x.dtype) * F.silu(self.out_gate(x))
-        return self.out(y), NeuralMemoryState(memory, tail)
+        return y.flatten(2).to(x.dtype), NeuralMemoryState(memory, tail)
 
     @torch.no_grad()
-    def surprise(self, x: Float[Tensor, "B T dim"]) -> Float[Tensor, "B T H L"]:
+    def surprise(
+        self, x: Float[Tensor, "B T dim"], start: NeuralMemoryState | None = None
+    ) -> Float[Tensor, "B T H L"]:
         """Momentary surprise of each token as the memory reads on from a fresh state."""
-        state = self.fresh_state(x.shape[0])
+        state = self.fresh_state(x.shape[0], start)
         norms = []
         for piece in x.split(self.config.chunk_size, 1):
-            _, k, v, _ = self._project(piece, state.conv_tail, None, None)
+            _, k, v, _ = self._project(piece, state.conv_tail)
             norms.append(
                 momentary_surprise(
                     k,
@@ -186,12 +193,17 @@ class NeuralMemory(nn.Module):
         return torch.cat(norms, 1)
 
     def _project(
-        self, x: Tensor, tail: Tensor | None, mask: Tensor | None, reset: Tensor | None
+        self,
+        x: Tensor,
+        tail: Tensor | None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """q, k, v [B, T, H, D], with q and k of length 1."""
         qkv = self.qkv(x)
         if self.conv is not None and tail is not None:
-            qkv, tail = self.conv(qkv, tail, mask=mask, reset=reset)
+            qkv, tail = self.conv(qkv, tail, mask=mask, reset=reset, start=start)
         q, k, v = F.silu(qkv).unflatten(-1, (3, *self.shape)).unbind(2)
         return unit_length(q), unit_length(k), v, tail
 
@@ -212,3 +224,62 @@ class NeuralMemory(nn.Module):
 def unit_length(x: Tensor) -> Tensor:
     # The epsilon stands inside the root, whose derivative at 0 is infinite.
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class NeuralMemory(nn.Module):
+    """Maps [B, T, dim] to [B, T, dim]: what the memory recalls, normed, gated and projected.
+
+    With `num_persistent`, the memory reads as many learned tokens before every document.
+    """
+
+    no_decay = ("out_norm", "persistent")
+
+    def __init__(self, dim: int, config: MemoryConfig, num_persistent: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.recall = Recall(dim, config)
+        self.persistent = persistent_tokens(num_persistent, dim)
+        self.out_gate = nn.Linear(dim, dim, bias=False)
+        self.out_norm = nn.Parameter(torch.ones(self.recall.shape))
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def fresh_state(self, batch: int) -> NeuralMemoryState:
+        """The state before the first token."""
+        return self.recall.fresh_state(batch, self._start())
+
+    def restart_memory(self, state: NeuralMemoryState) -> NeuralMemoryState:
+        """The state with memory, surprise and write position as before the first token."""
+        batch = len(state.memory.position)
+        return state._replace(memory=self.recall.fresh_memory(batch, self._start()))
+
+    def _start(self) -> NeuralMemoryState | None:
+        return None if self.persistent is None else self.recall.read_first(self.persistent)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: NeuralMemoryState | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
+        """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
+        start = self._start() if state is None or reset is not None else None
+        if state is None:
+            state = self.recall.fresh_state(x.shape[0], start)
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        y, state = self.recall(x, state, mask=mask, reset=reset, write=write, start=start)
+        y = F.rms_norm(y.unflatten(-1, self.recall.shape), self.recall.shape[-1:], eps=1e-5)
+        y = (y * self.out_norm).flatten(2) * F.silu(self.out_gate(x))
+        return self.out(y), state
+
+    def surprise(self, x: Float[Tensor, "B T dim"]) -> Float[Tensor, "B T H L"]:
+        """Momentary surprise of each token as the memory reads on from a fresh state."""
+        return self.recall.surprise(x, self._start())
+
+
+def persistent_tokens(count: int, dim: int) -> nn.Parameter | None:
+    """Learned tokens of the size that a norm gives to the text's, or None for none."""
+    return nn.Parameter(torch.randn(count, dim)) if count else None

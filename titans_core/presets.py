@@ -6,6 +6,7 @@ kernels take whole.
 
 from titans_core.attention import AttentionConfig
 from titans_core.backbone import BackboneConfig
+from titans_core.hybrids import HybridConfig
 from titans_core.memory import MemoryConfig
 
 
@@ -18,14 +19,18 @@ def _paper(num_layers: int, dim: int, num_heads: int) -> BackboneConfig:
     )
 
 
+LAPTOP = HybridConfig(num_persistent=4, window=64, segment_len=64, num_retrieved=32)
+"""An eighth of the paper's segment, for sequences an eighth as long."""
+
 PRESETS: dict[str, BackboneConfig] = {
     "tiny": BackboneConfig(
         dim=64,
         num_layers=2,
         memory=MemoryConfig(num_heads=2),
         attention=AttentionConfig(num_heads=2),
+        hybrid=LAPTOP,
     ),
-    "small": BackboneConfig(dim=128, num_layers=4),
+    "small": BackboneConfig(dim=128, num_layers=4, hybrid=LAPTOP),
     "170m": _paper(12, 768, 16),
     "340m": _paper(24, 1024, 16),
     "760m": _paper(24, 1536, 16),

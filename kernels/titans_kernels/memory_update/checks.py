@@ -112,7 +112,7 @@ def check_layout(
                 f"{t + 1} after masked tokens. Pad on the right, or set reset where the next begins."
             )
     if reset is not None:
-        phase = first_phase(position, mask, reset, rule)
+        phase = first_phase(position, mask, reset, rule.chunk_size)
         grid = phase[:, None] + torch.arange(q.shape[1], device=q.device)
         off = reset & (grid % rule.chunk_size != 0)
         off[:, 0] = False

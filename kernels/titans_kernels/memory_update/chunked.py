@@ -43,7 +43,7 @@ def memory_update(
     batch, time, heads, _ = q.shape
     if time == 0:
         return q, state
-    phase = first_phase(state.position, mask, reset, rule)
+    phase = first_phase(state.position, mask, reset, rule.chunk_size)
     offsets = phase.tolist()
     one_chunk = max(offsets) + time <= rule.chunk_size
     size = time if one_chunk else rule.chunk_size

@@ -98,15 +98,15 @@ def rows_where(condition: Tensor, chosen: Weights, other: Weights) -> Weights:
 
 
 def first_phase(
-    position: Tensor, mask: Tensor | None, reset: Tensor | None, rule: UpdateRule
+    position: Tensor, mask: Tensor | None, reset: Tensor | None, size: int
 ) -> Int[Tensor, " B"]:
-    """Where in its chunk each row's first token stands.
+    """Where in its chunk of `size` tokens each row's first token stands.
 
     A row that begins in the gap behind a document stands where the next document needs it: the
     state counts what was written, and does not know how much of the gap has passed.
     """
-    phase = position % rule.chunk_size
+    phase = position % size
     if reset is None:
         return phase
     anchored = reset[:, 0] if mask is None else reset[:, 0] | (reset.any(1) & ~mask[:, 0])
-    return torch.where(anchored, -reset.int().argmax(1) % rule.chunk_size, phase)
+    return torch.where(anchored, -reset.int().argmax(1) % size, phase)

@@ -1,0 +1,173 @@
+"""Memory beside attention (MAG) and memory before it (MAL): eq. 26-31 of arXiv 2501.00663.
+
+B batch, T time, N persistent tokens.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from titans_core.attention import AttentionConfig, AttentionCore, AttentionState
+from titans_core.memory import (
+    MemoryConfig,
+    NeuralMemory,
+    NeuralMemoryState,
+    Recall,
+    persistent_tokens,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    """How memory and attention stand together; the defaults are the paper's."""
+
+    num_persistent: int = 128
+    window: int = 2048  # MAG, MAL: tokens that a token attends to, itself among them
+    segment_len: int = 512  # MAC: tokens that attend to each other
+    # MAC: token i's retrieval is seen from token i on, or a segment is given the last retrievals
+    # that the segment before it asked for.
+    retrieve: Literal["aligned", "previous"] = "aligned"
+    num_retrieved: int = 256  # MAC, retrieve=previous
+    num_previous: int = 0  # MAC: tokens of the segment before that attention sees too
+
+    def __post_init__(self) -> None:
+        for name in ("window", "segment_len", "num_retrieved"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"hybrid.{name} must be at least 1: got {getattr(self, name)}.")
+        for name in ("num_persistent", "num_previous"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"hybrid.{name} must be 0 or more: got {getattr(self, name)}.")
+        if self.retrieve not in ("aligned", "previous"):
+            raise ValueError(
+                f"hybrid.retrieve must be 'aligned' or 'previous': got {self.retrieve!r}."
+            )
+        if self.num_previous > self.segment_len:
+            raise ValueError(
+                f"hybrid.num_previous must be at most hybrid.segment_len = {self.segment_len}: "
+                f"got {self.num_previous}."
+            )
+        if self.retrieve == "previous" and self.num_retrieved > self.segment_len:
+            raise ValueError(
+                f"hybrid.num_retrieved must be at most hybrid.segment_len = {self.segment_len}, "
+                f"since it counts queries of one segment: got {self.num_retrieved}."
+            )
+
+
+def windowed(attention: AttentionConfig, hybrid: HybridConfig) -> AttentionConfig:
+    return replace(attention, window=hybrid.window)
+
+
+class MemoryAsGateState(NamedTuple):
+    attention: AttentionState
+    memory: NeuralMemoryState
+
+
+class MemoryAsGate(nn.Module):
+    """MAG: sliding-window attention and the memory side by side, one gating the other.
+
+    Persistent tokens are seen by every token's attention, and read by the memory before every
+    document.
+    """
+
+    no_decay = ("persistent",)
+
+    def __init__(
+        self, dim: int, memory: MemoryConfig, attention: AttentionConfig, hybrid: HybridConfig
+    ) -> None:
+        super().__init__()
+        self.persistent = persistent_tokens(hybrid.num_persistent, dim)
+        self.attention = AttentionCore(dim, windowed(attention, hybrid))
+        self.recall = Recall(dim, memory)
+        self.attention_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.recall_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def _start(self) -> NeuralMemoryState | None:
+        return None if self.persistent is None else self.recall.read_first(self.persistent)
+
+    def fresh_state(self, batch: int) -> MemoryAsGateState:
+        memory = self.recall.fresh_state(batch, self._start())
+        return MemoryAsGateState(self.attention.fresh_state(batch), memory)
+
+    def restart_memory(self, state: MemoryAsGateState) -> MemoryAsGateState:
+        """The state with memory, surprise and write position as before the first token."""
+        batch = len(state.attention.position)
+        fresh = self.recall.fresh_memory(batch, self._start())
+        return state._replace(memory=state.memory._replace(memory=fresh))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: MemoryAsGateState | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], MemoryAsGateState]:
+        start = self._start() if state is None or reset is not None else None
+        if state is None:
+            state = MemoryAsGateState(
+                self.attention.fresh_state(len(x)), self.recall.fresh_state(len(x), start)
+            )
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        y, attention = self.attention(
+            x, state.attention, mask=mask, reset=reset, persistent=self.persistent
+        )
+        m, memory = self.recall(x, state.memory, mask=mask, reset=reset, write=write, start=start)
+        y = self.attention_norm(y) * F.silu(self.recall_norm(m))
+        return self.out(y), MemoryAsGateState(attention, memory)
+
+
+class MemoryAsLayerState(NamedTuple):
+    memory: NeuralMemoryState
+    then: Any
+
+
+class MemoryAsLayer(nn.Module):
+    """MAL: the memory layer, and another mixer over what it gives out.
+
+    In the paper that mixer is sliding-window attention. Persistent tokens are read by the memory
+    before every document. With `residual` the two are sublayers: what comes in is added to what
+    the second reads, and what the first gives out to the result.
+    """
+
+    def __init__(
+        self, dim: int, memory: NeuralMemory, then: nn.Module, *, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.memory = memory
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.then = then
+        self.residual = residual
+
+    def fresh_state(self, batch: int) -> MemoryAsLayerState:
+        return MemoryAsLayerState(self.memory.fresh_state(batch), self._then.fresh_state(batch))
+
+    def restart_memory(self, state: MemoryAsLayerState) -> MemoryAsLayerState:
+        """The state with every memory as before the first token."""
+        return MemoryAsLayerState(
+            self.memory.restart_memory(state.memory), self._then.restart_memory(state.then)
+        )
+
+    @property
+    def _then(self) -> Any:
+        return self.then
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T dim"],
+        state: MemoryAsLayerState | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+        reset: Bool[Tensor, "B T"] | None = None,
+        write: bool = True,
+    ) -> tuple[Float[Tensor, "B T dim"], MemoryAsLayerState]:
+        memory, then = (None, None) if state is None else state
+        m, memory = self.memory(x, memory, mask=mask, reset=reset, write=write)
+        between = self.norm(x + m if self.residual else m)
+        y, then = self.then(between, then, mask=mask, reset=reset, write=write)
+        return (m + y if self.residual else y), MemoryAsLayerState(memory, then)
