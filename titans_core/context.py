@@ -6,6 +6,7 @@ Source: arXiv 2501.00663, eq. 21-25; `docs/choices.md` says what was changed so 
 what a later one asked.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -155,7 +156,7 @@ class MemoryAsContext(nn.Module):
         phases = phase.tolist()
         if len(set(phases)) == 1:
             bounds = [0, *range(size - phases[0], time, size), time]
-            for begin, end in zip(bounds, bounds[1:], strict=False):
+            for begin, end in itertools.pairwise(bounds):
                 yield slice(begin, end)
             return
         for n in range(-(-(max(phases) + time) // size)):
