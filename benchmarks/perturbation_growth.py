@@ -86,7 +86,7 @@ def draw(results: dict[str, Any], picture: Path) -> None:
         panel.set(title=title, xlabel="bytes read")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("difference of the logits")
-    panels[1].legend(fontsize=7, ncols=2)
+    panels[0].legend(fontsize=7, ncols=2, loc="upper left")
     figure.savefig(picture, dpi=120)
 
 
@@ -109,7 +109,8 @@ def main() -> None:
                 config = PRESETS[preset]
                 memory = dataclasses.replace(config.memory, forget=forget, max_surprise=clamp)
                 config = dataclasses.replace(config, memory=memory)
-                results["cells"][cell] = growth(config, tokens, 1e-12)
+                figures = growth(config, tokens, 1e-12)
+                results["cells"][cell] = [float(f"{figure:.3g}") for figure in figures]
                 results |= {
                     "perturbation": 1e-12,
                     "torch": torch.__version__,
