@@ -15,6 +15,17 @@ from titans_kernels import MemoryState, UpdateRule, memory_update
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest difference from the reference, relative to a tensor's largest entry."""
 
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "forget_toward": ("initial", "zero"),
+    "gates": ("layer", "shared"),
+    "norm": (True, False),
+    "residual": (True, False),
+    "activation": ("gelu", "silu"),
+    "objective": ("l2", "dot"),
+    "max_surprise": (None, 0.5),
+    "carried": (True, False),
+}
+
 STREAMS = ("q", "k", "v", "step_size", "momentum", "forget", "mask", "reset")
 
 
@@ -84,16 +95,25 @@ def make_problem(
         shape = (batch, time, heads, depth) if gates == "layer" else (batch, time, heads)
         return largest * torch.rand(*shape, generator=generator, dtype=torch.float64)
 
+    def forget_gate() -> Tensor:
+        if not rule.get("channel_forget"):
+            return gate(largest_forget)
+        shape = (batch, time, heads, width)
+        return largest_forget * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
     sizes = [width, *[hidden] * (depth - 1), width]
     shapes = [(heads, o, i) for i, o in pairwise(sizes)]
 
     def state(rows: int) -> MemoryState:
         scale = {"initial": 0.1, "zero": 0.5}[rule.get("forget_toward", "initial")]
-        memory, held, surprise = (
-            tuple(scale * normal(rows, *shape) for shape in shapes) for _ in range(3)
-        )
+
+        def weights() -> tuple[Tensor, ...]:
+            return tuple(scale * normal(rows, *shape) for shape in shapes)
+
+        memory, held, surprise = weights(), weights(), weights()
         position = torch.randint(0, 40, (rows,), generator=generator)
-        return MemoryState(memory, held, surprise, position)
+        passes = tuple((weights(), weights()) for _ in range(rule.get("inner_steps", 1) - 1))
+        return MemoryState(memory, held, surprise, position, passes)
 
     problem = Problem(
         q=unit(normal(batch, time, heads, width)),
@@ -101,7 +121,7 @@ def make_problem(
         v=normal(batch, time, heads, width),
         step_size=gate(largest_step),
         momentum=gate(0.9),
-        forget=gate(largest_forget),
+        forget=forget_gate(),
         initial=tuple(normal(*shape) / shape[-1] ** 0.5 for shape in shapes),
         norm=(1 + 0.1 * normal(heads, width), 0.1 * normal(heads, width)) if norm else None,
         rule=UpdateRule(**rule),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import (
+    CHOICES,
     assert_backends_agree,
     assert_close,
     assert_same_bits,
@@ -20,16 +21,6 @@ from titans_kernels.memory_update import walk
 
 LENGTHS = (1, 15, 16, 17, 63, 100)
 CHUNKS = (1, 4, 16, 64)
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "forget_toward": ("initial", "zero"),
-    "gates": ("layer", "shared"),
-    "norm": (True, False),
-    "residual": (True, False),
-    "activation": ("gelu", "silu"),
-    "objective": ("l2", "dot"),
-    "max_surprise": (None, 0.5),
-    "carried": (True, False),
-}
 
 
 def covering_cases() -> list[dict[str, Any]]:
@@ -133,8 +124,11 @@ def test_a_zero_key_has_a_finite_gradient_under_the_clamp() -> None:
 
 
 @pytest.mark.parametrize("time", [1, 16, 17, 33, 100])
-def test_recomputing_from_every_sqrt_n_th_chunk(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem(time=time, chunk_size=4, carried=True, started=True)
+@pytest.mark.parametrize("rule", [{}, {"inner_steps": 2, "channel_forget": True}])
+def test_recomputing_from_every_sqrt_n_th_chunk(
+    time: int, rule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(time=time, chunk_size=4, carried=True, started=True, **rule)
     reset = torch.zeros(2, time, dtype=torch.bool)
     reset[1, 0] = True
     if time > 16:

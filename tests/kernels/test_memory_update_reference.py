@@ -100,41 +100,84 @@ def test_momentary_surprise_is_the_norm_of_that_gradient() -> None:
         {"depth": 3, "forget_toward": "zero", "gates": "shared", "max_surprise": 0.5},
         {"depth": 1, "norm": False, "activation": "silu", "forget_toward": "zero"},
         {"depth": 2, "residual": False, "objective": "dot"},
+        {"depth": 2, "inner_steps": 3},
+        {"depth": 3, "channel_forget": True, "largest_forget": 1.0},
+        {"depth": 1, "channel_forget": True, "inner_steps": 2, "max_surprise": 0.5},
     ],
 )
 def test_reference_is_the_papers_recurrence(setting: dict[str, Any]) -> None:
     problem = make_problem(batch=1, time=11, chunk_size=4, heads=2, **setting)
     y, state = problem.run("reference")
     layers = range(len(problem.initial))
-    gates = [
-        g if g.ndim == 4 else g[..., None].expand(*g.shape, len(layers))
-        for g in (problem.step_size, problem.momentum, problem.forget)
-    ]
     for head in range(2):
         home = [w[head] for w in problem.initial]
         floor = [0 * w if problem.rule.forget_toward == "zero" else w for w in home]
         memory, surprise = home, [0 * w for w in home]
         for t in range(11):
             if t % 4 == 0:
-                held = memory
-            grads = loss_gradients(
-                held, problem.k[0, t, head], problem.v[0, t, head], problem, head
-            )
-            step, momentum, forget = (g[0, t, head] for g in gates)
-            surprise = [momentum[i] * surprise[i] - step[i] * grads[i] for i in layers]  # eq. 14
-            memory = [
-                floor[i] + (1 - forget[i]) * (memory[i] - floor[i]) + surprise[i] for i in layers
-            ]  # eq. 13
+                held, streams = memory, [(memory, surprise)] * problem.rule.inner_steps
+            step, momentum, forget = gates_of(problem, t, head)
+            k, v = problem.k[0, t, head], problem.v[0, t, head]
+            weights, grads = held, [0 * w for w in home]
+            for j, (memory, surprise) in enumerate(streams):
+                new = loss_gradients(weights, k, v, problem, head)
+                grads = [grads[i] + new[i] for i in layers]
+                surprise = [
+                    momentum[i] * surprise[i] - step[i] * grads[i] for i in layers
+                ]  # eq. 14
+                memory = [
+                    floor[i] + (1 - forget[i]) * (memory[i] - floor[i]) + surprise[i]
+                    for i in layers
+                ]  # eq. 13
+                streams[j], weights = (memory, surprise), memory
             wanted = mlp(memory, problem.q[0, t, head], problem, head)  # eq. 15
             torch.testing.assert_close(y[0, t, head], wanted, rtol=1e-11, atol=1e-11)
-        for i in layers:
-            kept = state.memory[i][0, head]
-            if problem.rule.forget_toward == "initial":
-                kept = kept + home[i]
-            torch.testing.assert_close(kept, memory[i], rtol=1e-11, atol=1e-11)
-            torch.testing.assert_close(
-                state.surprise[i][0, head], surprise[i], rtol=1e-11, atol=1e-11
-            )
+        ends = [*state.passes, (state.memory, state.surprise)]
+        for (got, got_surprise), (memory, surprise) in zip(ends, streams, strict=True):
+            for i in layers:
+                kept = got[i][0, head]
+                if problem.rule.forget_toward == "initial":
+                    kept = kept + home[i]
+                torch.testing.assert_close(kept, memory[i], rtol=1e-11, atol=1e-11)
+                torch.testing.assert_close(
+                    got_surprise[i][0, head], surprise[i], rtol=1e-11, atol=1e-11
+                )
+
+
+def gates_of(problem: Problem, t: int, head: int) -> list[list[Tensor]]:
+    """Step, momentum and forget of one token for every layer, as they multiply its matrix."""
+    depth = len(problem.initial)
+    gates = (problem.step_size, problem.momentum, problem.forget)
+    *others, channels = (gate[0, t, head] for gate in gates)
+    if not problem.rule.channel_forget:
+        return [list(gate.expand(depth)) for gate in (*others, channels)]
+    first, last = channels[None, :], channels[:, None]
+    forget = [first, *[channels.mean()] * (depth - 2), last][:depth]
+    return [*(list(gate.expand(depth)) for gate in others), forget]
+
+
+@pytest.mark.parametrize("inner_steps", [1, 2, 3])
+@pytest.mark.parametrize("max_surprise", [None, 0.5])
+def test_inner_steps_are_gradient_descent_on_each_token(
+    inner_steps: int, max_surprise: float | None
+) -> None:
+    problem = make_problem(
+        batch=1, time=9, chunk_size=1, inner_steps=inner_steps, max_surprise=max_surprise
+    )
+    zero = torch.zeros_like(problem.momentum)
+    problem = replace(problem, momentum=zero, forget=zero)
+    wanted = torch.empty_like(problem.q)
+    for head in range(2):
+        weights = [w[head] for w in problem.initial]
+        for t in range(9):
+            for _ in range(inner_steps):
+                grads = loss_gradients(
+                    weights, problem.k[0, t, head], problem.v[0, t, head], problem, head
+                )
+                steps = problem.step_size[0, t, head]
+                weights = [w - s * g for w, s, g in zip(weights, steps, grads, strict=True)]
+            wanted[0, t, head] = mlp(weights, problem.q[0, t, head], problem, head)
+    assert_output(problem, wanted)
 
 
 def linear(chunk_size: int, **rule: Any) -> Problem:
@@ -142,9 +185,10 @@ def linear(chunk_size: int, **rule: Any) -> Problem:
     problem = make_problem(
         time=37, depth=1, norm=False, gates="shared", residual=False, chunk_size=chunk_size, **rule
     )
-    zero = torch.zeros_like(problem.momentum)
     initial = tuple(0 * w for w in problem.initial)
-    return replace(problem, momentum=zero, forget=zero, initial=initial)
+    return replace(
+        problem, momentum=0 * problem.momentum, forget=0 * problem.forget, initial=initial
+    )
 
 
 def assert_output(problem: Problem, wanted: Tensor) -> None:
@@ -171,6 +215,23 @@ def test_scalar_decay(chunk_size: int) -> None:
     decay = (logs[..., None] - logs[..., None, :]).tril().exp().tril()
     scores = torch.einsum("bthd,bshd->bhts", problem.q, problem.k) * decay
     assert_output(problem, torch.einsum("bhts,bshd->bthd", scores, problem.v))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 16, 64])
+@pytest.mark.parametrize("forget_toward", ["initial", "zero"])
+def test_gated_linear_attention(chunk_size: int, forget_toward: str) -> None:
+    problem = linear(
+        chunk_size, objective="dot", forget_toward=forget_toward,
+        channel_forget=True,
+    )  # fmt: skip
+    forget = torch.rand(problem.q.shape, dtype=torch.float64)
+    problem = replace(problem, step_size=torch.ones_like(problem.step_size), forget=forget)
+    memory, outputs = torch.zeros(2, 2, 4, 4, dtype=torch.float64), []
+    for t in range(problem.q.shape[1]):
+        memory = memory * (1 - forget[:, t, :, None])
+        memory = memory + torch.einsum("bho,bhi->bhoi", problem.v[:, t], problem.k[:, t])
+        outputs.append(torch.einsum("bhoi,bhi->bho", memory, problem.q[:, t]))
+    assert_output(problem, torch.stack(outputs, 1))
 
 
 def delta_rule(problem: Problem, rate: Tensor) -> Tensor:

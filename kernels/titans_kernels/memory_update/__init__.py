@@ -17,7 +17,8 @@ from titans_kernels.memory_update.checks import (
     check_layout,
     check_state,
 )
-from titans_kernels.memory_update.chunk import Coefficients, Inputs, write
+from titans_kernels.memory_update.chunk import Inputs, write
+from titans_kernels.memory_update.coefficients import Coefficients
 from titans_kernels.memory_update.network import activate, normalize
 from titans_kernels.memory_update.types import (
     InitialWeights,
@@ -58,7 +59,7 @@ def memory_update(
     v: Float[Tensor, "B T H D"],
     step_size: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
     momentum: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
-    forget: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"],
+    forget: Float[Tensor, "B T H"] | Float[Tensor, "B T H L"] | Float[Tensor, "B T H D"],
     initial: InitialWeights,
     *,
     rule: UpdateRule,
@@ -81,19 +82,19 @@ def memory_update(
     """
     run = choose_backend(backend)
     gates = {"step_size": step_size, "momentum": momentum, "forget": forget}
-    check_inputs(q, k, v, gates, len(initial))
+    check_inputs(q, k, v, gates, len(initial), rule)
     check_initial(initial, norm, q)
     # Under autocast the products would silently run in lower precision than the state is kept in.
     with torch.autocast(q.device.type, enabled=False):
         dtype = state_dtype(q.dtype)
         initial = tuple(w.to(dtype) for w in initial)
         if start is not None:
-            check_state(start, initial, 1, "start")
+            check_state(start, initial, 1, "start", rule)
         start = fresh_state(initial, 1, rule=rule, start=start)
         if state is None:
             state = fresh_state(initial, q.shape[0], rule=rule, start=start)
         else:
-            check_state(state, initial, q.shape[0], "state")
+            check_state(state, initial, q.shape[0], "state", rule)
         check_layout(mask, reset, q, state.position, rule)
         per_layer = (gate if gate.ndim == 4 else gate[..., None] for gate in gates.values())
         inputs = [x.to(dtype) for x in (q, k, v, *per_layer)]
@@ -127,7 +128,7 @@ def memory_read(
     check_initial(initial, norm, q)
     with torch.autocast(q.device.type, enabled=False):
         dtype = state_dtype(q.dtype)
-        check_state(state, tuple(w.to(dtype) for w in initial), q.shape[0], "state")
+        check_state(state, tuple(w.to(dtype) for w in initial), q.shape[0], "state", rule)
         x = u = q.to(dtype).movedim(2, 1)  # [B, H, T, D]
         for layer, (w, base) in enumerate(zip(state.memory, initial, strict=True)):
             z = x @ (w if rule.forget_toward == "zero" else base.to(dtype) + w).mT
@@ -146,7 +147,10 @@ def momentary_surprise(
     rule: UpdateRule,
     norm: Norm | None = None,
 ) -> Float[Tensor, "B T H L"]:
-    """Norm of each token's gradient (eq. 12), unclamped, for tokens of the chunk that the state is in."""
+    """Norm of each token's gradient (eq. 12), unclamped, for tokens of the chunk that the state is in.
+
+    With several inner steps it is the first one's.
+    """
     check_initial(initial, norm, k)
     k, v = (x.movedim(2, 1).flatten(0, 1) for x in (k, v))  # [R, T, D]
     rows = len(k)
@@ -162,7 +166,7 @@ def momentary_surprise(
         None if norm is None else (per_row(norm[0][:, None]), per_row(norm[1][:, None])),
         replace(rule, max_surprise=None),
     )  # fmt: skip
-    keys = write(chunk, [w.flatten(0, 1) for w in state.chunk_memory])
+    keys = write(chunk, chunk.weights([w.flatten(0, 1) for w in state.chunk_memory]))
     norms = [e.norm(dim=-1) * x.norm(dim=-1) for e, x in zip(keys.errors, keys.inputs, strict=True)]
     return torch.stack(norms, -1).unflatten(0, state.memory[0].shape[:2]).movedim(1, 2)
 

@@ -13,7 +13,9 @@ from titans_kernels.memory_update.types import (
 )
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], layers: int) -> None:
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], layers: int, rule: UpdateRule
+) -> None:
     if q.ndim != 4:
         raise ValueError(f"q must have shape [B, T, H, D]: got {list(q.shape)}.")
     if not q.is_floating_point():
@@ -31,6 +33,13 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], laye
                 f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one."
             )
     for name, gate in gates.items():
+        if name == "forget" and rule.channel_forget:
+            if gate.shape != q.shape:
+                raise ValueError(
+                    f"forget must have one value per head and channel, shape [B, T, H, D] = "
+                    f"{list(q.shape)}: got {list(gate.shape)}."
+                )
+            continue
         per_layer = gate.shape[3:]
         if gate.shape[:3] != q.shape[:3] or per_layer not in ((), (1,), (layers,)):
             raise ValueError(
@@ -63,10 +72,17 @@ def check_initial(initial: InitialWeights, norm: Norm | None, q: Tensor) -> None
             )
 
 
-def check_state(state: MemoryState, initial: InitialWeights, batch: int, name: str) -> None:
+def check_state(
+    state: MemoryState, initial: InitialWeights, batch: int, name: str, rule: UpdateRule
+) -> None:
+    if len(state.passes) != rule.inner_steps - 1:
+        raise ValueError(
+            f"{name} must hold {rule.inner_steps - 1} passes for inner_steps = {rule.inner_steps}: "
+            f"got {len(state.passes)}. It belongs to another model."
+        )
     dtype, device = state_dtype(initial[0].dtype), initial[0].device
     expected = [[batch, *w.shape] for w in initial]
-    for part in (state.memory, state.chunk_memory, state.surprise):
+    for part in (*state[:3], *(part for stream in state.passes for part in stream)):
         if [list(w.shape) for w in part] != expected:
             raise ValueError(
                 f"{name} must hold weights of shape [B, H, out, in] = {expected}: got "

@@ -1,38 +1,29 @@
 """One chunk of the memory update as products of matrices. The folder's README derives it.
 
-R rows times heads, C tokens in a chunk, D width of a head, L layers, G gates per head; N chunks. A
-layer's weights are [R, out, in]. `retain`, `past`, `mix`, `momentum`, `last` are the README's c, p, G,
-m at the chunk's end and P's last row.
+R rows times heads, C tokens in a chunk, D width of a head, J inner steps. A layer's weights are
+[R, out, in].
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from titans_kernels.memory_update.coefficients import ChannelCoefficients, Coefficients
 from titans_kernels.memory_update.network import (
     activate,
     activate_derivatives,
     normalize,
     normalize_backward,
 )
+from titans_kernels.memory_update.token_memory import Axis, TokenMemory
 from titans_kernels.memory_update.types import UpdateRule
 
 Layers = list[Tensor]
 
-
-class Coefficients(NamedTuple):
-    """How the tokens of each chunk weigh in its memory; of every chunk, or of one without the N."""
-
-    step: Tensor  # [N, R, G, C, 1]: step size, 0 where masked
-    retain: Tensor  # [N, R, G, C, 1]: share of the chunk's first memory left in M_t
-    past: Tensor  # [N, R, G, C, 1]: share of the chunk's first surprise in M_t
-    mix: Tensor  # [N, R, G, C, C]: share of token s's update in M_t
-    momentum: Tensor  # [N, R, G, 1, 1]: share of the first surprise left in the last
-    last: Tensor  # [N, R, G, C, 1]: share of token s's update in the last surprise
-
-    def layer(self, index: int) -> "Coefficients":
-        return Coefficients(*(x[:, index % x.shape[1]] for x in self))
+Stream = tuple[Layers, Layers]
+"""Memory and surprise of one inner step."""
 
 
 class Inputs(NamedTuple):
@@ -41,16 +32,21 @@ class Inputs(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    gates: Coefficients
+    gates: Coefficients | ChannelCoefficients
     base: Layers | None  # M_{-1} where forgetting goes toward it
     affine: tuple[Tensor, Tensor] | None  # gain and bias of the layer norm [R, 1, D]
     rule: UpdateRule
+
+    def weights(self, memory: Layers) -> Layers:
+        """The weights of the memory MLP, from what a state holds of them."""
+        if self.base is None:
+            return memory
+        return [b + w for b, w in zip(self.base, memory, strict=True)]
 
 
 class Keys(NamedTuple):
     """What the keys of a chunk leave for the queries, the next state and the backward."""
 
-    weights: Layers  # the memory at which the gradients are taken
     inputs: Layers  # X_{l-1} of each layer [R, C, in]
     slopes: list[tuple[Tensor, Tensor]]  # first and second derivative at Z_l, l < L
     norm: tuple[Tensor, Tensor] | None  # normed sum and reciprocal deviation
@@ -70,10 +66,9 @@ class Queries(NamedTuple):
     norm: tuple[Tensor, Tensor] | None
 
 
-def write(chunk: Inputs, held: Layers) -> Keys:
-    """The keys' way through the memory and the gradient's way back, at the chunk's first memory."""
-    rule, layers = chunk.rule, len(held)
-    weights = held if chunk.base is None else [b + w for b, w in zip(chunk.base, held, strict=True)]
+def write(chunk: Inputs, weights: Sequence[Tensor | TokenMemory]) -> Keys:
+    """The keys' way through the memory and the gradient's way back, at one memory or each token's."""
+    rule, layers = chunk.rule, len(weights)
     inputs, slopes = [chunk.k], []
     for w in weights[:-1]:
         x, slope, curve = activate_derivatives(inputs[-1] @ w.mT, rule.activation)
@@ -106,25 +101,34 @@ def write(chunk: Inputs, held: Layers) -> Keys:
         if layer > 0:
             backs.append(errors[-1] @ weights[layer])
             errors.append(backs[-1] * slopes[layer - 1][0])
-    return Keys(
-        weights, inputs, slopes, norm, outer,
-        errors[::-1], backs[::-1], clamps[::-1], updates[::-1],
-    )  # fmt: skip
+    return Keys(inputs, slopes, norm, outer, errors[::-1], backs[::-1], clamps[::-1], updates[::-1])
+
+
+def token_memories(
+    chunk: Inputs, stream: Stream, inputs: Layers, updates: Layers
+) -> list[TokenMemory]:
+    """Every M_t of the chunk, layer by layer, for a stream that makes these updates."""
+    times = inputs[0].shape[1] // chunk.k.shape[1]
+    memories: list[TokenMemory] = []
+    for layer, (w, s) in enumerate(zip(*stream, strict=True)):
+        gate = chunk.gates.layer(layer).repeated(times)
+        base = None if chunk.base is None else chunk.base[layer]
+        channels: Axis | None = None
+        if gate.mix.ndim == 4:
+            channels = "right" if layer == 0 else "left"
+        memories.append(TokenMemory(w, s, updates[layer], inputs[layer], gate, base, channels))
+    return memories
 
 
 def query(
-    chunk: Inputs, memory: Layers, surprise: Layers, keys: Keys, slopes: bool = False
+    chunk: Inputs, memories: list[TokenMemory], slopes: bool = False
 ) -> tuple[Tensor, Queries]:
-    """f(M_t; q_t) for every token t of the chunk [R, C, D], without making any M_t."""
+    """f(M_t; q_t) for every token t of the chunk [R, C, D]."""
     inputs, scores, steep = [chunk.q], [], []
-    for layer, (w, s) in enumerate(zip(memory, surprise, strict=True)):
-        x, gate = inputs[-1], chunk.gates.layer(layer)
-        scores.append(x @ keys.inputs[layer].mT)
-        z = (gate.mix * scores[-1]) @ keys.updates[layer]
-        z.baddbmm_(gate.retain * x, w.mT).baddbmm_(gate.past * x, s.mT)
-        if chunk.base is not None:
-            z.baddbmm_(x, chunk.base[layer].mT)
-        if layer == len(memory) - 1:
+    for layer, memory in enumerate(memories):
+        z, score = memory.mT.product(inputs[-1])
+        scores.append(score)
+        if layer == len(memories) - 1:
             break
         if slopes:
             x, slope, _ = activate_derivatives(z, chunk.rule.activation)
@@ -141,12 +145,28 @@ def query(
     return y, Queries(inputs, scores, steep, norm)
 
 
-def advance(chunk: Inputs, memory: Layers, surprise: Layers, keys: Keys) -> tuple[Layers, Layers]:
+def advance(memories: list[TokenMemory]) -> Stream:
     """Memory and surprise after the chunk's last token."""
-    new_memory, new_surprise = [], []
-    for layer, (w, s) in enumerate(zip(memory, surprise, strict=True)):
-        gate, x, update = chunk.gates.layer(layer), keys.inputs[layer], keys.updates[layer]
-        carried = (w * gate.retain[:, -1:]).addcmul_(s, gate.past[:, -1:])
-        new_memory.append(carried.baddbmm_((gate.mix[:, -1, :, None] * update).mT, x))
-        new_surprise.append((s * gate.momentum).baddbmm_((gate.last * update).mT, x))
-    return new_memory, new_surprise
+    memory, surprise = zip(*(m.last() for m in memories), strict=True)
+    return list(memory), list(surprise)
+
+
+def write_and_read(
+    chunk: Inputs, held: Layers, streams: list[Stream], read: bool = True
+) -> tuple[Tensor, list[Stream]]:
+    """Every inner step over one chunk: outputs, and the streams after it.
+
+    A step's gradients are taken at the memories of the stream before, the first's at `held`; each
+    stream makes all updates so far, and the last is the memory that is read.
+    """
+    keys = write(chunk, chunk.weights(held))
+    inputs, updates, after = keys.inputs, keys.updates, []
+    for stream in streams[:-1]:
+        memories = token_memories(chunk, stream, inputs, updates)
+        after.append(advance(memories))
+        keys = write(chunk, memories)
+        inputs = [torch.cat(pair, 1) for pair in zip(inputs, keys.inputs, strict=True)]
+        updates = [torch.cat(pair, 1) for pair in zip(updates, keys.updates, strict=True)]
+    memories = token_memories(chunk, streams[-1], inputs, updates)
+    y = query(chunk, memories)[0] if read else chunk.q
+    return y, [*after, advance(memories)]

@@ -1,9 +1,13 @@
-"""Gradients of one chunk, by hand; the folder's README derives them. Names as in `chunk.py`."""
+"""Gradients of one chunk, by hand, for one inner step and forgetting per head or layer.
+
+The folder's README derives them. Names as in `chunk.py`.
+"""
 
 import torch
 from torch import Tensor
 
-from titans_kernels.memory_update.chunk import Coefficients, Inputs, Keys, Layers, Queries
+from titans_kernels.memory_update.chunk import Inputs, Keys, Layers, Queries
+from titans_kernels.memory_update.coefficients import Coefficients
 from titans_kernels.memory_update.network import normalize_backward
 
 
@@ -13,6 +17,7 @@ def chunk_backward(
     surprise: Layers,
     keys: Keys,
     queries: Queries,
+    weights: Layers,
     dy: Tensor,
     d_memory: Layers,
     d_surprise: Layers,
@@ -20,7 +25,7 @@ def chunk_backward(
     d_base: Layers | None,
     d_affine: Layers,
 ) -> tuple[Tensor, Tensor, Tensor, Layers]:
-    """Gradients by q, k, v [R, C, D] and by the memory that the gradients were taken at.
+    """Gradients by q, k, v [R, C, D] and by `weights`, the memory that the gradients were taken at.
 
     `d_memory` and `d_surprise` come as gradients by the state after the chunk and leave as those by
     the state before it; `d_gates`, `d_base` and `d_affine` are added to. All in place.
@@ -32,7 +37,7 @@ def chunk_backward(
         chunk, memory, surprise, keys, queries,
         dy, d_inputs, d_updates, d_memory, d_surprise, d_gates, d_base, d_affine,
     )  # fmt: skip
-    dk, dv, d_held = write_backward(chunk, keys, d_inputs, d_updates, d_gates, d_affine)
+    dk, dv, d_held = write_backward(chunk, keys, weights, d_inputs, d_updates, d_gates, d_affine)
     for total, d in zip(d_base or [], d_held, strict=False):
         total += d
     return dq, dk, dv, d_held
@@ -127,13 +132,14 @@ def query_backward(
 def write_backward(
     chunk: Inputs,
     keys: Keys,
+    weights: Layers,
     d_inputs: Layers,
     d_updates: Layers,
     d_gates: Coefficients,
     d_affine: Layers,
 ) -> tuple[Tensor, Tensor, Layers]:
     """Gradients by k, v and the weights, from those by the layers' inputs and updates."""
-    layers = len(keys.weights)
+    layers = len(weights)
     d_weights: Layers = []
     d_sums: Layers = []
     d_error = torch.zeros_like(keys.errors[0])
@@ -144,7 +150,7 @@ def write_backward(
             d_back = d_error * slope
             d_sums.append(d_error.mul_(keys.backs[layer - 1]).mul_(curve))
             d_weights.append(keys.errors[layer].mT @ d_back)
-            d_error = d_back @ keys.weights[layer].mT
+            d_error = d_back @ weights[layer].mT
         d_error = update_backward(
             chunk, keys, layer, d_updates[layer], d_error, d_inputs, d_gates.layer(layer)
         )
@@ -155,7 +161,7 @@ def write_backward(
         else:
             # The first layer's weights carry no error further back, so this is all they get.
             d_weights.insert(0, d_out.mT @ keys.inputs[0])
-        d_inputs[layer].baddbmm_(d_out, keys.weights[layer])
+        d_inputs[layer].baddbmm_(d_out, weights[layer])
         if layer > 0:
             d_out = d_sums[layer - 1].addcmul_(d_inputs[layer], keys.slopes[layer - 1][0])
     return d_inputs[0] if dk is None else dk.add_(d_inputs[0]), dv, d_weights

@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from titans_kernels.memory_update.call import Layout
+from titans_kernels.memory_update.coefficients import coefficients_of
 from titans_kernels.memory_update.types import (
     InitialWeights,
     MemoryState,
     Norm,
     UpdateRule,
+    begin_chunk,
     first_phase,
-    rows_where,
 )
-from titans_kernels.memory_update.walk import Coefficients, Layout, walk
+from titans_kernels.memory_update.walk import walk
 
 
 def memory_update(
@@ -57,62 +59,35 @@ def memory_update(
         return x.movedim(3, 1).flatten(0, 1).movedim(1, 0)
 
     written = to_chunks(mask[..., None].expand(batch, time, heads))  # [N, R, C]
-    coefficients = coefficients_of(
-        *(to_chunks(gate).movedim(-1, -2) for gate in (step_size, momentum, forget)),
-        written=written,
-    )
+    gates = tuple(to_chunks(gate).movedim(-1, -2) for gate in (step_size, momentum, forget))
+    if not rule.channel_forget:
+        gates = coefficients_of(*gates, written=written)
     touched = shift(mask, offsets, length).unflatten(1, (-1, size)).any(-1)  # [B, N]
     touched[:, 0] &= phase == 0
-    layout = Layout(
-        opens=touched,
-        resets=None if reset is None else shift(reset, offsets, length)[:, ::size],
-    )
+    begun = None if reset is None else shift(reset, offsets, length)[:, ::size]
+    layout = layout_of(touched, begun, written)
     q, k, v = (to_chunks(x) for x in (q, k, v))
-    y, memory, chunk_memory, surprise = walk(
-        q, k, v, coefficients, initial, norm, rule, layout, state, start
-    )
+    y, after = walk(q, k, v, gates, initial, norm, rule, layout, state, start)
     y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)  # [B, N C, H, D]
     y = unshift(y, offsets, time)
-    position = final_position(state.position, mask, reset)
-    closed = position % rule.chunk_size == 0
-    chunk_memory = rows_where(closed, memory, chunk_memory)
-    return y, MemoryState(memory, chunk_memory, surprise, position)
+    after = after._replace(position=final_position(state.position, mask, reset))
+    return y, begin_chunk(after.position % rule.chunk_size == 0, after)
 
 
-def coefficients_of(
-    step: Tensor, momentum: Tensor, forget: Tensor, *, written: Tensor
-) -> Coefficients:
-    """From gates [N, R, G, C], G = L or 1 for all layers, what every chunk needs of them."""
-    live = written[:, :, None]  # [N, R, 1, C]
-    retain = cumulative_products(
-        torch.where(live, 1 - forget, 1.0)
-    )  # A with the start: [.., C, C+1]
-    kept = cumulative_products(torch.where(live, momentum, 1.0))  # P with the start
-    mixed = (retain[..., 1:] * live[..., None, :]) @ kept  # p and G of the README, side by side
-    return Coefficients(
-        step=torch.where(live, step, 0.0)[..., None],
-        retain=retain[..., :1],
-        past=mixed[..., :1],
-        mix=mixed[..., 1:],
-        momentum=kept[..., -1:, :1],
-        last=kept[..., -1, 1:, None],
+def layout_of(opens: Tensor, resets: Tensor | None, written: Tensor) -> Layout:
+    """From opens and resets [B, N] and written [N, R, C]."""
+    heads = written.shape[1] // len(opens)
+
+    def per_row(flags: Tensor) -> Tensor:
+        return flags.repeat_interleave(heads, 0)[..., None, None]
+
+    return Layout(
+        per_row(opens),
+        None if resets is None else per_row(resets),
+        written,
+        all_open=opens.all(0).tolist(),
+        any_reset=[] if resets is None else resets.any(0).tolist(),
     )
-
-
-def cumulative_products(factors: Float[Tensor, "... C"]) -> Float[Tensor, "... C C+1"]:
-    """Entry [t, j] is the product of factors j to t; 1 at j = t + 1, and 0 beyond.
-
-    By doubling, so that only products occur: a factor of exactly 0 is exact, its gradient too.
-    """
-    size = factors.shape[-1]
-    rows = torch.arange(size, device=factors.device)[:, None]
-    columns = torch.arange(size + 1, device=factors.device)
-    products = torch.where(rows >= columns, factors[..., None], 1.0)
-    reach = 1
-    while reach < size:
-        products = products * F.pad(products[..., :-reach, :], (0, 0, reach, 0), value=1.0)
-        reach *= 2
-    return products.tril(1)
 
 
 def shift(x: Tensor, offsets: list[int], length: int) -> Tensor:

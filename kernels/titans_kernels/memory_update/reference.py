@@ -20,6 +20,7 @@ from titans_kernels.memory_update.types import (
     Norm,
     UpdateRule,
     Weights,
+    begin_chunk,
     rows_where,
 )
 
@@ -89,36 +90,51 @@ def memory_update(
     def per_layer(gate: Tensor, t: int) -> list[Tensor]:
         return list(gate[:, t].expand(*gate.shape[::2], len(initial))[..., None, None].unbind(2))
 
+    def forgotten(t: int) -> list[Tensor]:
+        if not rule.channel_forget:
+            return per_layer(forget, t)
+        # What enters the MLP and what leaves it has D channels; the hidden layers take their mean.
+        entry, end = forget[:, t, :, None, :], forget[:, t, :, :, None]
+        inside = entry.mean(-1, keepdim=True)
+        return [entry, *[inside] * (len(initial) - 2), end][: len(initial)]
+
     def weights(memory: Weights) -> Weights:
         if rule.forget_toward == "zero":
             return memory
         return tuple(base + m for base, m in zip(initial, memory, strict=True))
 
-    memory, chunk_memory, surprise, position = state
+    def write(stream: tuple[Weights, Weights], grads: Weights, t: int) -> tuple[Weights, Weights]:
+        steps, keeps, forgets = per_layer(step_size, t), per_layer(momentum, t), forgotten(t)
+        surprise = tuple(
+            keep * s - step * grad
+            for keep, s, step, grad in zip(keeps, stream[1], steps, grads, strict=True)
+        )  # eq. 14
+        # `memory` is what was added to M_{-1}, so this is eq. 13 with forgetting toward M_{-1}.
+        memory = tuple(
+            (1 - lost) * m + s for lost, m, s in zip(forgets, stream[0], surprise, strict=True)
+        )
+        written = mask[:, t]
+        return rows_where(written, memory, stream[0]), rows_where(written, surprise, stream[1])
+
     outputs = []
     for t in range(k.shape[1]):
         if reset is not None:
-            memory = rows_where(reset[:, t], start.memory, memory)
-            surprise = rows_where(reset[:, t], start.surprise, surprise)
-            position = torch.where(reset[:, t], 0, position)
-        written = mask[:, t]
-        opens = written & (position % rule.chunk_size == 0)
-        chunk_memory = rows_where(opens, memory, chunk_memory)
-        grads = surprise_gradient(weights(chunk_memory), k[:, t], v[:, t], norm, rule)  # eq. 12
-        steps, keeps, forgets = (per_layer(gate, t) for gate in (step_size, momentum, forget))
-        new_surprise = tuple(
-            keep * s - step * grad
-            for keep, s, step, grad in zip(keeps, surprise, steps, grads, strict=True)
-        )  # eq. 14
-        # `memory` is what was added to M_{-1}, so this is eq. 13 with forgetting toward M_{-1}.
-        new_memory = tuple(
-            (1 - lost) * m + s for lost, m, s in zip(forgets, memory, new_surprise, strict=True)
-        )
-        memory = rows_where(written, new_memory, memory)
-        surprise = rows_where(written, new_surprise, surprise)
-        outputs.append(read(weights(memory), q[:, t], norm, rule))  # eq. 15
-        position = position + written
-    closed = position % rule.chunk_size == 0
-    chunk_memory = rows_where(closed, memory, chunk_memory)
+            state = state._replace(
+                memory=rows_where(reset[:, t], start.memory, state.memory),
+                surprise=rows_where(reset[:, t], start.surprise, state.surprise),
+                position=torch.where(reset[:, t], 0, state.position),
+            )
+        opens = mask[:, t] & (state.position % rule.chunk_size == 0)
+        state = begin_chunk(opens, state)
+        at, grads, streams = state.chunk_memory, None, []
+        for stream in (*state.passes, (state.memory, state.surprise)):
+            grad = surprise_gradient(weights(at), k[:, t], v[:, t], norm, rule)  # eq. 12
+            # Every pass writes the sum of the gradients so far; the next takes its own at the result.
+            grads = grad if grads is None else tuple(map(torch.add, grads, grad))
+            at, surprise = write(stream, grads, t)
+            streams.append((at, surprise))
+        outputs.append(read(weights(at), q[:, t], norm, rule))  # eq. 15
+        position = state.position + mask[:, t]
+        state = MemoryState(at, state.chunk_memory, surprise, position, tuple(streams[:-1]))
     y = torch.stack(outputs, 1) if outputs else q
-    return y, MemoryState(memory, chunk_memory, surprise, position)
+    return y, begin_chunk(state.position % rule.chunk_size == 0, state)

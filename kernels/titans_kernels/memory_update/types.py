@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Weights = tuple[Float[Tensor, "B H _out _in"], ...]
@@ -26,7 +26,7 @@ class MemoryState(NamedTuple):
     The weights are kept as what was added to the value that forgetting returns to: with
     `forget_toward="initial"` the memory itself is `M_{-1} + memory`, so that a carried state is
     small, exact, and lets M_{-1} go on learning; with `"zero"` it is `memory`. A row whose position
-    is a multiple of the chunk size has `chunk_memory` equal to `memory`.
+    is a multiple of the chunk size has `chunk_memory` equal to `memory`, and so has every pass.
     """
 
     memory: Weights
@@ -35,6 +35,9 @@ class MemoryState(NamedTuple):
     position: Int[
         Tensor, " B"
     ]  # tokens written since the row's start, on the device of the weights
+    passes: tuple[
+        tuple[Weights, Weights], ...
+    ] = ()  # memory, surprise of all but the last inner step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class UpdateRule:
     objective: Literal["l2", "dot"] = "l2"
     forget_toward: Literal["initial", "zero"] = "initial"
     max_surprise: float | None = None
+    inner_steps: int = 1  # gradients per token, each at the memory that the one before has left
+    channel_forget: bool = False  # `forget` per channel [B, T, H, D], not per head or layer
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
@@ -57,6 +62,8 @@ class UpdateRule:
             raise ValueError(
                 f"max_surprise must be a positive norm, or None for no clamp: got {self.max_surprise}."
             )
+        if self.inner_steps not in (1, 2, 3):
+            raise ValueError(f"inner_steps must be 1, 2 or 3: got {self.inner_steps}.")
         for name, allowed in (
             ("activation", ("gelu", "silu")),
             ("objective", ("l2", "dot")),
@@ -88,11 +95,25 @@ def fresh_state(
             else tuple(w.to(dtype).expand(batch, *w.shape) for w in initial)
         )
     position = torch.zeros(batch, dtype=torch.long, device=initial[0].device)
-    return MemoryState(memory, memory, surprise, position)
+    passes = ((memory, surprise),) * (rule.inner_steps - 1)
+    return MemoryState(memory, memory, surprise, position, passes)
 
 
-def rows_where(condition: Tensor, chosen: Weights, other: Weights) -> Weights:
-    """Per row of the batch: `chosen` where the condition [B] holds, else `other`."""
+def begin_chunk(rows: Bool[Tensor, " B"], state: MemoryState) -> MemoryState:
+    """The state with a chunk begun at its memory, in the rows that say so."""
+    memory, surprise = state.memory, state.surprise
+    passes = tuple(
+        (rows_where(rows, memory, m), rows_where(rows, surprise, s)) for m, s in state.passes
+    )
+    return state._replace(chunk_memory=rows_where(rows, memory, state.chunk_memory), passes=passes)
+
+
+def rows_where(
+    condition: Bool[Tensor, " B"],
+    chosen: tuple[Float[Tensor, "#B H _out _in"], ...],
+    other: Weights,
+) -> Weights:
+    """Per row of the batch: `chosen`, perhaps one row for all, where the condition holds, else `other`."""
     keep = condition[:, None, None, None]
     return tuple(torch.where(keep, a, b) for a, b in zip(chosen, other, strict=True))
 
