@@ -12,8 +12,9 @@ from titans_core.backbone import (
 from titans_core.context import MemoryAsContext
 from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer
 from titans_core.memory import MemoryConfig, NeuralMemory, NeuralMemoryState
+from titans_core.memory_file import load_memory, save_memory
 from titans_core.presets import PRESETS
-from titans_core.state import detach, map_state, state_bytes
+from titans_core.state import detach, join, map_state, split, state_bytes
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,10 @@ __all__ = [
     "count_parameters",
     "decay_groups",
     "detach",
+    "join",
+    "load_memory",
     "map_state",
+    "save_memory",
+    "split",
     "state_bytes",
 ]

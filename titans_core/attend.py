@@ -58,7 +58,7 @@ def attend(
 class Places(NamedTuple):
     """Where tokens stand. The index counts a call's tokens, the cached ones before it from -S to -1."""
 
-    index: Int[Tensor, "*B T"]
+    index: Int[Tensor, "*B T"]  # type: ignore[assignment]
     at: Int[Tensor, "*B T"]  # place in the document
     first: Int[Tensor, "*B T"] | None = None  # index at which the document began
 
@@ -104,8 +104,10 @@ def attend_causally(
     batch, device = k.shape[0], k.device
     index = torch.arange(-window, time + extra, device=device).expand(batch, -1)
     assert query.first is not None
+    # Counted on past the end, where a token of the filled block sees itself.
+    own = index[:, window:].unflatten(1, (blocks, window)).flatten(0, 1)
     seen = visible(
-        Places(queries(index[:, window : window + time]), queries(query.at), queries(query.first)),
+        Places(own, queries(query.at), queries(query.first)),
         Places(index.unfold(1, 2 * window, window).flatten(0, 1), keys(key.at, EMPTY)),
         window,
     )

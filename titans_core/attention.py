@@ -22,6 +22,7 @@ from titans_core.attend import (
     rotary_angles,
     rotate,
 )
+from titans_core.checks import check_call, check_state, shapes_of
 from titans_core.convolution import CausalConvolution
 
 
@@ -104,6 +105,11 @@ class AttentionState(NamedTuple):
     position: Int[Tensor, " B"]
     conv_tail: Float[Tensor, "B R C"] | None
 
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """The fields that hold a place for each cached token."""
+        return ("keys", "values", "at")
+
 
 class AttentionCore(nn.Module):
     """Attention before its output projection: [B, T, dim] to [B, T, dim], the heads side by side."""
@@ -119,6 +125,14 @@ class AttentionCore(nn.Module):
         tail = self.heads.fresh_tail(batch)
         return AttentionState(none, none, position[:, None][:, :0], position, tail)
 
+    @property
+    def most_cached(self) -> int | None:
+        return None if self.window is None else self.window - 1
+
+    def restart_caches(self, state: AttentionState) -> AttentionState:
+        """The state with an empty cache; the position goes on."""
+        return self.fresh_state(len(state.position))._replace(position=state.position)
+
     def forward(
         self,
         x: Float[Tensor, "B T dim"],
@@ -130,7 +144,6 @@ class AttentionCore(nn.Module):
     ) -> tuple[Float[Tensor, "B T dim"], AttentionState]:
         """`persistent` tokens are seen by every token, at no distance, and are not cached."""
         heads, time = self.heads, x.shape[1]
-        self._check(x, state)
         q, k, v, tail = heads(x, state.conv_tail, mask, reset)
         query = places(state.position, time, reset)
         q = Queries(heads.turn(q, query.at), q)
@@ -150,15 +163,6 @@ class AttentionCore(nn.Module):
         after = next_position(state.position, query, mask)
         return y.flatten(2), AttentionState(*cache, after, tail)
 
-    def _check(self, x: Tensor, state: AttentionState) -> None:
-        expected = [len(x), self.heads.kv_count, self.heads.width]
-        got = [len(state.position), *state.keys.shape[2:]]
-        if expected != got or state.keys.device != x.device:
-            raise ValueError(
-                f"state must hold keys of [B, K, D] = {expected} on {x.device}: got {got} on "
-                f"{state.keys.device}. It belongs to another model, batch size or device."
-            )
-
     def _trim(
         self,
         keys: Tensor,
@@ -168,9 +172,16 @@ class AttentionCore(nn.Module):
         query: Places,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The cache that the next token needs: of its document, and within the window."""
-        if query.first is not None and query.first.shape[1]:
+        """The cache that the next token needs: of its document, and within the window.
+
+        An empty place holds zeros, so that a state does not tell how it came about.
+        """
+        resets = query.first is not None and query.first.shape[1] > 0
+        if query.first is not None and resets:
             at = at.where(index >= query.first[:, -1:], EMPTY)
+        if mask is not None or resets:
+            empty = (at == EMPTY)[..., None, None]
+            keys, values = keys.masked_fill(empty, 0), values.masked_fill(empty, 0)
         if self.window is None:
             return keys, values, at
         if mask is not None:
@@ -192,6 +203,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, config: AttentionConfig) -> None:
         super().__init__()
         self.core = AttentionCore(dim, config)
+        self._shapes = shapes_of(self.core.fresh_state(1))
         self.out = nn.Linear(dim, dim, bias=False)
 
     def fresh_state(self, batch: int) -> AttentionState:
@@ -200,6 +212,10 @@ class Attention(nn.Module):
     def restart_memory(self, state: AttentionState) -> AttentionState:
         """The same state: a cache is no memory."""
         return state
+
+    def restart_caches(self, state: AttentionState) -> AttentionState:
+        """The state with an empty cache; the position goes on."""
+        return self.core.restart_caches(state)
 
     def forward(
         self,
@@ -211,9 +227,13 @@ class Attention(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], AttentionState]:
         """Outputs and the state after them; a frozen read (`write=False`) is the same as any other."""
+        core = self.core
+        check_call(x, self.out.in_features, mask, reset)
         if state is None:
             state = self.fresh_state(x.shape[0])
+        else:
+            check_state(state, AttentionState, self._shapes, x, core.most_cached)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        y, state = self.core(x, state, mask=mask, reset=reset)
+        y, state = core(x, state, mask=mask, reset=reset)
         return self.out(y), state

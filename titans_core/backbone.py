@@ -6,23 +6,31 @@ B batch, T time, dim width of the model.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from titans_core.attention import Attention, AttentionConfig
+from titans_core.checks import check_call
 from titans_core.context import MemoryAsContext
 from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer, windowed
 from titans_core.memory import MemoryConfig, NeuralMemory
+from titans_core.state import detach, named_tensors, replace_tensors
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """What a block needs of the layer that mixes over time: (x, state) -> (y, state).
 
     `mask` is False on padding, which stands on the right of a document; `reset` is True at a
     document's first token, and nothing passes it; `write=False` leaves the memory as it is.
+
+    A state is nested tuples of tensors [B, ...]. `restart_memory` makes memories as before the first
+    token, `restart_caches` all the rest: what it lets go on, as the same tensors, is what a memory
+    file keeps. Fields of a cache that may grow along axis 1 are named by the tuple's `cached`.
     """
 
     def __call__(
@@ -38,6 +46,8 @@ class Mixer(Protocol):
     def fresh_state(self, batch: int) -> Any: ...
 
     def restart_memory(self, state: Any) -> Any: ...
+
+    def restart_caches(self, state: Any) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +174,35 @@ class Backbone(nn.Module):
             mixer.restart_memory(part) for mixer, part in zip(self._mixers(), state, strict=True)
         )
 
+    def restart_caches(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The state with convolutions and caches as before the first token; every memory goes on."""
+        return tuple(
+            mixer.restart_caches(part) for mixer, part in zip(self._mixers(), state, strict=True)
+        )
+
+    def put_down(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A state to carry to the next training sequence: detached, memories less their start.
+
+        The start (M_{-1}, persistent tokens) goes on learning in every sequence so, and not only in
+        those in which a document begins.
+        """
+        with torch.no_grad():
+            return detach(self._moved(state, -1))
+
+    def take_up(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What was put down, with the start as it is by now."""
+        return self._moved(state, 1)
+
+    def _moved(self, state: tuple[Any, ...], sign: int) -> tuple[Any, ...]:
+        """The state with its memories moved by their start."""
+        ours, start = named_tensors(state), named_tensors(self.restart_memory(state))
+        moved = {
+            name: x + sign * start[name]
+            for name, x in ours.items()
+            if start[name] is not x and x.is_floating_point()
+        }
+        return replace_tensors(state, moved)
+
     def forward(
         self,
         x: Float[Tensor, "B T dim"],
@@ -174,13 +213,22 @@ class Backbone(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], tuple[Any, ...]]:
         """Hidden states and the state after them; without a state, a fresh one."""
+        check_call(x, self.config.dim, mask, reset)
         if state is None:
             state = self.fresh_state(x.shape[0])
+        if not isinstance(state, tuple):
+            raise TypeError(
+                f"state must be a tuple with one part for each block: got {type(state).__name__}. "
+                "Pass what this model gave back, or None to begin afresh."
+            )
         if len(state) != len(self.blocks):
             raise ValueError(
                 f"state must have one part for each of {len(self.blocks)} blocks: got {len(state)}. "
                 "It belongs to another model."
             )
+        if mask is not None:
+            # Norms stand before a mixer sees the mask, and 0 times NaN is NaN in their gradients.
+            x = x.masked_fill(~mask[..., None], 0)
         after = []
         for block, part in zip(self.blocks, state, strict=True):
             x, part = block(x, part, mask=mask, reset=reset, write=write)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from titans_core.attend import EMPTY, Queries, attend
 from titans_core.attention import AttentionConfig, Heads
+from titans_core.checks import check_call, check_state, shapes_of
 from titans_core.convolution import CausalConvolution, last_written
-from titans_core.hybrids import HybridConfig
+from titans_core.hybrids import HybridConfig, Norm
 from titans_core.memory import (
     MemoryConfig,
     NeuralMemoryState,
@@ -42,6 +43,12 @@ class MemoryAsContextState(NamedTuple):
     asked: Float[Tensor, "B R H D"] | None  # retrieve=previous: the last queries for the memory
     query_tail: Float[Tensor, "B Q dim"] | None
     conv_tail: Float[Tensor, "B Q C"] | None
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """The fields that hold a place for each cached token."""
+        retrieved = () if self.asked is not None else ("retrieved_keys", "retrieved_values")
+        return ("keys", "values", "at", *retrieved)
 
 
 class MemoryAsContext(nn.Module):
@@ -67,10 +74,11 @@ class MemoryAsContext(nn.Module):
         self.first_asked: nn.Parameter | None = None
         if hybrid.retrieve == "previous":
             self.first_asked = nn.Parameter(torch.randn(hybrid.num_retrieved, *self.recall.shape))
-        self.retrieved_norm = nn.RMSNorm(dim, eps=1e-5)
-        self.attention_norm = nn.RMSNorm(dim, eps=1e-5)
-        self.recall_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.retrieved_norm = Norm(dim)
+        self.attention_norm = Norm(dim)
+        self.recall_norm = Norm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
+        self._shapes = shapes_of(self.fresh_state(1))
 
     def fresh_state(self, batch: int) -> MemoryAsContextState:
         memory = self.recall.fresh_state(batch)
@@ -96,6 +104,27 @@ class MemoryAsContext(nn.Module):
             memory=state.memory._replace(memory=fresh), segment_memory=fresh.memory
         )
 
+    def restart_caches(self, state: MemoryAsContextState) -> MemoryAsContextState:
+        """The state with convolutions and attention as before the first token; the memory goes on.
+
+        In the middle of a segment the place in it stays and the memory of its start too: the segment
+        goes on as if what it has read so far were out of sight. With `retrieve="previous"` it sees
+        what that memory answers to the learned queries, as a first segment does.
+        """
+        fresh = self.fresh_state(len(state.position))
+        restarted = fresh._replace(
+            memory=state.memory._replace(conv_tail=fresh.memory.conv_tail),
+            segment_memory=state.segment_memory,
+            position=state.position,
+        )
+        if restarted.asked is None:
+            return restarted
+        k, v = self._recalled(restarted.asked, restarted)
+        inside = (state.position % self.config.segment_len != 0)[:, None, None, None]
+        return restarted._replace(
+            retrieved_keys=k.masked_fill(~inside, 0), retrieved_values=v.masked_fill(~inside, 0)
+        )
+
     def forward(
         self,
         x: Float[Tensor, "B T dim"],
@@ -106,9 +135,12 @@ class MemoryAsContext(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsContextState]:
         """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
+        check_call(x, self.out.in_features, mask, reset)
         if state is None:
             state = self.fresh_state(len(x))
-        self._check(x, state)
+        else:
+            most = self.config.segment_len - 1 + self.config.num_previous
+            check_state(state, MemoryAsContextState, self._shapes, x, most)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         if x.shape[1] == 0:
@@ -204,14 +236,17 @@ class MemoryAsContext(nn.Module):
         memory = memory._replace(
             memory=rows_where(fresh, start.memory.memory.memory, memory.memory)
         )
-        asked = state.asked
+        asked, new = state.asked, fresh[:, None, None, None]
         if asked is not None:
             assert start.asked is not None
-            asked = torch.where(fresh[:, None, None, None], start.asked, asked)
+            asked = torch.where(new, start.asked, asked)
         return state._replace(
             memory=state.memory._replace(memory=memory),
+            segment_memory=rows_where(fresh, start.segment_memory, state.segment_memory),
             position=state.position.where(~fresh, 0),
             at=state.at.where(~fresh[:, None], EMPTY),
+            retrieved_keys=state.retrieved_keys.masked_fill(new, 0),
+            retrieved_values=state.retrieved_values.masked_fill(new, 0),
             asked=asked,
         )
 
@@ -275,15 +310,16 @@ class MemoryAsContext(nn.Module):
                 retrieved_keys=torch.cat([state.retrieved_keys, k], 1),
                 retrieved_values=torch.cat([state.retrieved_values, v], 1),
             ), key_at
-        count = state.asked.shape[1]
+        asked = state.asked
+        count = asked.shape[1]
         if bool(opens.any()):
-            k, v = self._recalled(state.asked.to(asks.dtype), state)
+            k, v = self._recalled(asked.to(asks.dtype), state)
             new = opens[:, None, None, None]
             state = state._replace(
                 retrieved_keys=torch.where(new, k, state.retrieved_keys),
                 retrieved_values=torch.where(new, v, state.retrieved_values),
             )
-        asked = last_written(torch.cat([state.asked, asks], 1), count, mask)
+        asked = last_written(torch.cat([asked, asks], 1), count, mask)
         places = torch.arange(-count, 0, device=x.device).expand(len(x), -1)
         return state._replace(asked=asked), places
 
@@ -311,8 +347,6 @@ class MemoryAsContext(nn.Module):
         at = torch.where(full[:, None], state.at - size, state.at)
         at = at.where(at >= -self.config.num_previous, EMPTY)
         stale = full[:, None, None, None]
-        keys, values = state.keys, state.values
-        retrieved = (state.retrieved_keys, state.retrieved_values)
         keep = int((at != EMPTY).sum(1).max())
         order = (at != EMPTY).sort(dim=1, stable=True).indices[:, at.shape[1] - keep :]
         rows, at = order[..., None, None], at.gather(1, order)
@@ -320,22 +354,13 @@ class MemoryAsContext(nn.Module):
         def kept(x: Tensor) -> Tensor:
             return x.take_along_dim(rows, 1).masked_fill((at == EMPTY)[..., None, None], 0)
 
-        keys, values = kept(keys), kept(values)
+        retrieved_keys, retrieved_values = state.retrieved_keys, state.retrieved_values
         if state.asked is None:
-            retrieved = tuple(kept(part) for part in retrieved)
-        retrieved = tuple(part.masked_fill(stale, 0) for part in retrieved)
+            retrieved_keys, retrieved_values = kept(retrieved_keys), kept(retrieved_values)
         return state._replace(
             segment_memory=rows_where(full, state.memory.memory.memory, state.segment_memory),
             position=position,
-            keys=keys, values=values, at=at,
-            retrieved_keys=retrieved[0], retrieved_values=retrieved[1],
+            keys=kept(state.keys), values=kept(state.values), at=at,
+            retrieved_keys=retrieved_keys.masked_fill(stale, 0),
+            retrieved_values=retrieved_values.masked_fill(stale, 0),
         )  # fmt: skip
-
-    def _check(self, x: Tensor, state: MemoryAsContextState) -> None:
-        expected = [len(x), self.heads.kv_count, self.heads.width]
-        got = [len(state.position), *state.keys.shape[2:]]
-        if expected != got or state.keys.device != x.device:
-            raise ValueError(
-                f"state must hold keys of [B, K, D] = {expected} on {x.device}: got {got} on "
-                f"{state.keys.device}. It belongs to another model, batch size or device."
-            )

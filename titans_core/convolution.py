@@ -5,7 +5,7 @@ B batch, T time, C channels, S = size - 1 earlier inputs.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 
@@ -61,6 +61,8 @@ class CausalConvolution(nn.Module):
         keep = self.size - 1
         index = torch.arange(span.shape[1], device=span.device).expand(len(span), -1) - keep
         missing = first - last_written(index[..., None], keep, mask)[..., 0]
+        # Of a document that is all padding, nothing was written after its first token.
+        missing = missing - (missing[:, -1:] - 1).clamp_min(0)
         tail = last_written(span, keep, mask)
         began = (first >= 0) & (missing > 0)
         return torch.where(began[..., None], earlier(before, missing), tail)
@@ -73,8 +75,8 @@ def earlier(before: Float[Tensor, "1 S C"], lag: Tensor) -> Tensor:
 
 
 def last_written(
-    span: Float[Tensor, "B L *C"], keep: int, mask: Bool[Tensor, "B T"] | None
-) -> Float[Tensor, "B S *C"]:
+    span: Shaped[Tensor, "B L *C"], keep: int, mask: Bool[Tensor, "B T"] | None
+) -> Shaped[Tensor, "B S *C"]:
     """The last `keep` of each row before its padding; the last T of the span are what mask covers."""
     if mask is None:
         return span[:, span.shape[1] - keep :]

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from titans_core.attention import AttentionConfig, AttentionCore, AttentionState
+from titans_core.checks import check_call, check_kind, check_state, shapes_of
 from titans_core.memory import (
     MemoryConfig,
     NeuralMemory,
@@ -60,6 +61,16 @@ def windowed(attention: AttentionConfig, hybrid: HybridConfig) -> AttentionConfi
     return replace(attention, window=hybrid.window)
 
 
+class Norm(nn.RMSNorm):
+    """RMS norm in its gain's precision or better: under autocast torch's own warns of two of them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+
+
 class MemoryAsGateState(NamedTuple):
     attention: AttentionState
     memory: NeuralMemoryState
@@ -81,9 +92,12 @@ class MemoryAsGate(nn.Module):
         self.persistent = persistent_tokens(hybrid.num_persistent, dim)
         self.attention = AttentionCore(dim, windowed(attention, hybrid))
         self.recall = Recall(dim, memory)
-        self.attention_norm = nn.RMSNorm(dim, eps=1e-5)
-        self.recall_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.attention_norm = Norm(dim)
+        self.recall_norm = Norm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
+        self._shapes = shapes_of(
+            MemoryAsGateState(self.attention.fresh_state(1), self.recall.fresh_state(1))
+        )
 
     def _start(self) -> NeuralMemoryState | None:
         return None if self.persistent is None else self.recall.read_first(self.persistent)
@@ -98,6 +112,14 @@ class MemoryAsGate(nn.Module):
         fresh = self.recall.fresh_memory(batch, self._start())
         return state._replace(memory=state.memory._replace(memory=fresh))
 
+    def restart_caches(self, state: MemoryAsGateState) -> MemoryAsGateState:
+        """The state with convolutions and attention as before the first token; the memory goes on."""
+        fresh = self.recall.fresh_state(len(state.attention.position), self._start())
+        return MemoryAsGateState(
+            self.attention.restart_caches(state.attention),
+            state.memory._replace(conv_tail=fresh.conv_tail),
+        )
+
     def forward(
         self,
         x: Float[Tensor, "B T dim"],
@@ -107,6 +129,9 @@ class MemoryAsGate(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsGateState]:
+        check_call(x, self.out.in_features, mask, reset)
+        if state is not None:
+            check_state(state, MemoryAsGateState, self._shapes, x, self.attention.most_cached)
         start = self._start() if state is None or reset is not None else None
         if state is None:
             state = MemoryAsGateState(
@@ -140,7 +165,7 @@ class MemoryAsLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.memory = memory
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = Norm(dim)
         self.then = then
         self.residual = residual
 
@@ -151,6 +176,12 @@ class MemoryAsLayer(nn.Module):
         """The state with every memory as before the first token."""
         return MemoryAsLayerState(
             self.memory.restart_memory(state.memory), self._then.restart_memory(state.then)
+        )
+
+    def restart_caches(self, state: MemoryAsLayerState) -> MemoryAsLayerState:
+        """The state with convolutions and attention as before the first token; memories go on."""
+        return MemoryAsLayerState(
+            self.memory.restart_caches(state.memory), self._then.restart_caches(state.then)
         )
 
     @property
@@ -166,7 +197,13 @@ class MemoryAsLayer(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsLayerState]:
-        memory, then = (None, None) if state is None else state
+        check_call(x, self.norm.weight.numel(), mask, reset)
+        memory, then = None, None
+        if state is not None:
+            check_kind(state, MemoryAsLayerState)
+            memory, then = state
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
         m, memory = self.memory(x, memory, mask=mask, reset=reset, write=write)
         between = self.norm(x + m if self.residual else m)
         y, then = self.then(between, then, mask=mask, reset=reset, write=write)

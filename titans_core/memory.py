@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from titans_core.checks import check_call, check_state, shapes_of
 from titans_core.convolution import CausalConvolution
 from titans_kernels import (
     MemoryState,
@@ -39,6 +40,8 @@ class MemoryConfig:
     gates: Literal["layer", "shared"] = "layer"  # one per memory layer, or one for all of them
     momentum: bool = True
     forget: Literal["initial", "zero", "none"] = "initial"  # what forgetting returns to
+    forget_per: Literal["head", "channel"] = "head"  # "head" has layers of its own as `gates` says
+    inner_steps: int = 1  # gradient steps per token
     max_surprise: float | None = 1.0  # None for no clamp
 
     def __post_init__(self) -> None:
@@ -59,12 +62,24 @@ class MemoryConfig:
             )
         if self.gates not in ("layer", "shared"):
             raise ValueError(f"memory.gates must be 'layer' or 'shared': got {self.gates!r}.")
+        if self.forget_per not in ("head", "channel"):
+            raise ValueError(
+                f"memory.forget_per must be 'head' or 'channel': got {self.forget_per!r}."
+            )
+        if self.forget_per == "channel" and self.forget == "none":
+            raise ValueError(
+                "memory.forget_per must be 'head' where memory.forget is 'none': got 'channel'."
+            )
+        if self.inner_steps not in (1, 2, 3):
+            raise ValueError(f"memory.inner_steps must be 1, 2 or 3: got {self.inner_steps}.")
 
     def rule(self) -> UpdateRule:
         return UpdateRule(
             chunk_size=self.chunk_size,
             forget_toward="zero" if self.forget == "zero" else "initial",
             max_surprise=self.max_surprise,
+            inner_steps=self.inner_steps,
+            channel_forget=self.forget_per == "channel",
         )
 
 
@@ -99,9 +114,13 @@ class Recall(nn.Module):
         self.shape = (heads, width)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.conv = CausalConvolution(3 * dim, config.conv_size) if config.conv_size else None
-        self.num_gates = config.depth if config.gates == "layer" else 1
-        kinds = 1 + config.momentum + (config.forget != "none")
-        self.gates = nn.Linear(dim, kinds * heads * self.num_gates)
+        per_head = config.depth if config.gates == "layer" else 1
+        self.gate_sizes = {"step_size": per_head}
+        if config.momentum:
+            self.gate_sizes["momentum"] = per_head
+        if config.forget != "none":
+            self.gate_sizes["forget"] = width if config.forget_per == "channel" else per_head
+        self.gates = nn.Linear(dim, heads * sum(self.gate_sizes.values()))
         sizes = [width, *[config.expansion * width] * (config.depth - 1), width]
         self.initial = nn.ParameterList(
             torch.empty(heads, outside, inside) for inside, outside in pairwise(sizes)
@@ -115,11 +134,10 @@ class Recall(nn.Module):
             nn.init.normal_(w, std=1 / math.sqrt(w.shape[-1]))
         # Small weights: a gate starts at its bias, and learns to depend on the token.
         nn.init.normal_(self.gates.weight, std=0.1 / math.sqrt(self.gates.in_features))
-        biases = [0.0] + [MOMENTUM_BIAS] * self.config.momentum
-        biases += [FORGET_BIAS] * (self.config.forget != "none")
-        per_kind = self.gates.out_features // len(biases)
+        biases = {"step_size": 0.0, "momentum": MOMENTUM_BIAS, "forget": FORGET_BIAS}
         with torch.no_grad():
-            self.gates.bias.copy_(torch.tensor(biases).repeat_interleave(per_kind))
+            for name, bias in self._split_gates(self.gates.bias).items():
+                bias.fill_(biases[name])
 
     def fresh_memory(self, batch: int, start: NeuralMemoryState | None = None) -> MemoryState:
         """Memory, surprise and write position before the first token."""
@@ -208,17 +226,24 @@ class Recall(nn.Module):
         return unit_length(q), unit_length(k), v, tail
 
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """step_size, momentum, forget, each [B, T, H, L or 1]."""
-        heads = self.shape[0]
+        """step_size, momentum, forget, each [B, T, H, L or 1], forget per channel [B, T, H, D]."""
         # A sigmoid near 1 has no precision left in bf16.
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(self.gates.weight.dtype), self.gates.weight, self.gates.bias)
-            gates = torch.sigmoid(logits).unflatten(-1, (-1, heads, self.num_gates)).unbind(2)
-        step_size, *rest = gates
+            gates = self._split_gates(torch.sigmoid(logits))
+        step_size = gates["step_size"]
         off = torch.zeros_like(step_size)
-        momentum = rest.pop(0) if self.config.momentum else off
-        forget = rest.pop(0) if self.config.forget != "none" else off
+        momentum, forget = gates.get("momentum", off), gates.get("forget", off)
         return step_size * self.config.max_step_size, momentum, forget
+
+    def _split_gates(self, gates: Tensor) -> dict[str, Tensor]:
+        """[..., H G] by kind, each [..., H, its size]."""
+        heads = self.shape[0]
+        parts = gates.split([heads * size for size in self.gate_sizes.values()], -1)
+        return {
+            name: part.unflatten(-1, (heads, -1))
+            for name, part in zip(self.gate_sizes, parts, strict=True)
+        }
 
 
 def unit_length(x: Tensor) -> Tensor:
@@ -242,6 +267,7 @@ class NeuralMemory(nn.Module):
         self.out_gate = nn.Linear(dim, dim, bias=False)
         self.out_norm = nn.Parameter(torch.ones(self.recall.shape))
         self.out = nn.Linear(dim, dim, bias=False)
+        self._shapes = shapes_of(self.recall.fresh_state(1))
 
     def fresh_state(self, batch: int) -> NeuralMemoryState:
         """The state before the first token."""
@@ -251,6 +277,11 @@ class NeuralMemory(nn.Module):
         """The state with memory, surprise and write position as before the first token."""
         batch = len(state.memory.position)
         return state._replace(memory=self.recall.fresh_memory(batch, self._start()))
+
+    def restart_caches(self, state: NeuralMemoryState) -> NeuralMemoryState:
+        """The state with the convolution as before the first token; the memory goes on."""
+        fresh = self.fresh_state(len(state.memory.position))
+        return state._replace(conv_tail=fresh.conv_tail)
 
     def _start(self) -> NeuralMemoryState | None:
         return None if self.persistent is None else self.recall.read_first(self.persistent)
@@ -265,6 +296,9 @@ class NeuralMemory(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
         """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
+        check_call(x, self.out.in_features, mask, reset)
+        if state is not None:
+            check_state(state, NeuralMemoryState, self._shapes, x)
         start = self._start() if state is None or reset is not None else None
         if state is None:
             state = self.recall.fresh_state(x.shape[0], start)

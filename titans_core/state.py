@@ -1,9 +1,17 @@
-"""Functions on states: nested tuples of tensors that go into a model and come out of it."""
+"""Functions on states: nested tuples of tensors that go into a model and come out of it.
 
-from collections.abc import Callable
+A state is a value: nothing changes it in place. So a fork is the same state used twice, a state kept
+is a way back, and rows can be taken out of a batch and put into another. A frozen read is `write=False`
+of the model; its `restart_memory` and `restart_caches` make either half of a state anew.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+
+from titans_core.attend import EMPTY, pad_time
 
 StateT = TypeVar("StateT")
 
@@ -14,10 +22,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: StateT) -> StateT:
     def visit(node: Any) -> Any:
         if isinstance(node, Tensor):
             return function(node)
-        if isinstance(node, tuple):
-            children = [visit(child) for child in node]
-            return type(node)(*children) if hasattr(node, "_fields") else tuple(children)
-        return node
+        return _rebuilt(node, map(visit, node)) if isinstance(node, tuple) else node
 
     return visit(state)
 
@@ -29,12 +34,109 @@ def detach(state: StateT) -> StateT:
 
 def state_bytes(state: Any) -> int:
     """Bytes of all tensors of a state."""
-    total = 0
+    return sum(x.numel() * x.element_size() for x in named_tensors(state).values())
 
-    def add(x: Tensor) -> Tensor:
-        nonlocal total
-        total += x.numel() * x.element_size()
-        return x
 
-    map_state(add, state)
-    return total
+def named_tensors(state: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of a state by its place: fields by their names, parts of plain tuples by number."""
+    if isinstance(state, Tensor):
+        return {name: state}
+    return {
+        inner: x
+        for key, child in _children(state)
+        for inner, x in named_tensors(child, f"{name}.{key}" if name else key).items()
+    }
+
+
+def replace_tensors(state: StateT, tensors: Mapping[str, Tensor]) -> StateT:
+    """The state with the tensors that `tensors` has by the same name; the others stay."""
+
+    def visit(node: Any, name: str) -> Any:
+        if isinstance(node, Tensor):
+            return tensors.get(name, node)
+        parts = (visit(child, f"{name}.{key}" if name else key) for key, child in _children(node))
+        return _rebuilt(node, parts) if isinstance(node, tuple) else node
+
+    return visit(state, "")
+
+
+def cache_names(state: Any, name: str = "") -> set[str]:
+    """The names of tensors that hold a place for each cached token along axis 1."""
+    found = {f"{name}.{key}" if name else key for key in getattr(state, "cached", ())}
+    for key, child in _children(state):
+        found |= cache_names(child, f"{name}.{key}" if name else key)
+    return found
+
+
+def join(states: Sequence[StateT]) -> StateT:
+    """The rows of several states in one batch, in their order. Each goes on as it would alone.
+
+    Shorter caches are padded in front with empty places; rows may stand anywhere in their documents.
+    """
+    if not states:
+        raise ValueError("join needs at least one state: got none.")
+    named = [named_tensors(state) for state in states]
+    caches = cache_names(states[0])
+    for other in named[1:]:
+        _check_alike(named[0], other, caches)
+    joined = {
+        name: _joined([tensors[name] for tensors in named], name in caches) for name in named[0]
+    }
+    return replace_tensors(states[0], joined)
+
+
+def split(state: StateT) -> list[StateT]:
+    """One state for each row: what `join` has joined, without the empty places in front."""
+    rows = sorted({len(x) for x in named_tensors(state).values()})
+    if len(rows) != 1:
+        raise ValueError(f"state must have one number of rows in all its tensors: got {rows}.")
+
+    def take(node: Any, row: slice, empty: int = 0) -> Any:
+        if isinstance(node, Tensor):
+            return node[row, empty:] if empty else node[row]
+        if not isinstance(node, tuple):
+            return node
+        cached = getattr(node, "cached", ())
+        if cached:
+            empty = int((node.at[row] == EMPTY).int().cumprod(1).sum())  # type: ignore[attr-defined]
+        return _rebuilt(
+            node,
+            (take(child, row, empty if key in cached else 0) for key, child in _children(node)),
+        )
+
+    return [take(state, slice(row, row + 1)) for row in range(rows[0])]
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, tuple):
+        names = getattr(node, "_fields", None) or map(str, range(len(node)))
+        yield from zip(names, node, strict=True)
+
+
+def _rebuilt(node: tuple[Any, ...], children: Any) -> Any:
+    return type(node)(*children) if hasattr(node, "_fields") else tuple(children)
+
+
+def _check_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], caches: set[str]) -> None:
+    """ValueError for two states that no one model has made."""
+
+    def kind(tensors: dict[str, Tensor], name: str) -> str:
+        if (x := tensors.get(name)) is None:
+            return "nothing"
+        shape = ["B", *(["S"] if name in caches else []), *x.shape[1 + (name in caches) :]]
+        return f"[{', '.join(map(str, shape))}] {x.dtype} on {x.device}"
+
+    for name in {**ours, **theirs}:
+        if kind(ours, name) != kind(theirs, name):
+            raise ValueError(
+                f"states must be of one model, dtype and device to be joined: {name} is "
+                f"{kind(ours, name)} in the first, {kind(theirs, name)} in another."
+            )
+
+
+def _joined(parts: list[Tensor], cached: bool) -> Tensor:
+    if cached:
+        longest = max(x.shape[1] for x in parts)
+        fill = 0 if parts[0].is_floating_point() else EMPTY
+        parts = [pad_time(x, longest - x.shape[1], 0, fill) for x in parts]
+    return torch.cat(parts)

@@ -1,0 +1,213 @@
+"""Memory files: what a model has learned from what it read, kept for another day.
+
+One safetensors file. Its tensors are those of a state that `restart_caches` lets go on: memory, running
+and at the start of its chunk and segment, surprise, and position; with `caches=True` every tensor. What
+made them stands in the header as JSON: a memory means nothing to another model.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from titans_core.backbone import Backbone
+from titans_core.state import cache_names, named_tensors, replace_tensors
+
+SCHEMA = 1
+HEADER = "titans_memory"
+SAMPLES = 256
+"""Most entries of a parameter that its model's fingerprint takes in."""
+
+
+@torch.no_grad()
+def save_memory(
+    path: str | os.PathLike[str], state: Any, model: Backbone, *, caches: bool = False
+) -> None:
+    """Writes the state's memory to `path`, whole or not at all, and over what stands there.
+
+    With `caches` a loaded state goes on bit for bit; without, convolutions and attention begin anew,
+    and the file does not grow with a window or a segment.
+    """
+    path = Path(path)
+    check_place(path)
+    tensors = named_tensors(state)
+    rows = len(next(iter(tensors.values()), ()))
+    if odd := _misfit(tensors, model, rows, caches=True):
+        raise ValueError(f"state must be one of this model: {odd}.")
+    if not caches:
+        tensors = {name: tensors[name] for name in _memory_names(model)}
+    if not any(x.is_floating_point() for x in tensors.values()):
+        raise ValueError(
+            f"state holds no memory to save, since the mixer is {model.config.mixer!r}: give "
+            "caches=True to keep what it has cached."
+        )
+    tensors = {
+        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, x in tensors.items()
+    }
+    table = {
+        "schema": SCHEMA,
+        "config": _config_hash(model),
+        "weights": _weights_hash(model),
+        "rows": rows,
+        "caches": caches,
+        "content": _content_hash(tensors),
+    }
+    _write(path, save(tensors, {HEADER: json.dumps(table)}))
+
+
+@torch.no_grad()
+def load_memory(path: str | os.PathLike[str], model: Backbone) -> Any:
+    """The state that `save_memory` wrote, on the model's device.
+
+    ValueError where the file is damaged, is no memory file, or is not of this very model.
+    """
+    path = Path(path)
+    table, tensors = _read(path)
+    again = "Load it into the model that it was saved from, or read the text again"
+    if table["config"] != _config_hash(model):
+        raise ValueError(
+            f"{path} is the memory of a model with another configuration, or of one that another "
+            f"version of titans made. {again}."
+        )
+    if table["weights"] != _weights_hash(model):
+        raise ValueError(
+            f"{path} is the memory of another model, or of this one at another point of its "
+            f"training. {again}."
+        )
+    rows, caches = table["rows"], table["caches"]
+    if odd := _misfit(tensors, model, rows, caches):
+        raise ValueError(f"{path} does not hold a state of this model: {odd}.")
+    if table["content"] != _content_hash(tensors):
+        raise ValueError(f"{path} is damaged: its numbers are not those that were saved.")
+    device = next(model.parameters()).device
+    state = replace_tensors(
+        model.fresh_state(rows), {name: x.to(device) for name, x in tensors.items()}
+    )
+    return state if caches else model.restart_caches(state)
+
+
+def check_place(path: Path) -> None:
+    """Raises where no file can be written to `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the path of a file for the memory.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
+
+
+def is_memory_file(path: Path) -> bool:
+    """Whether a file begins as a memory file does, be it cut short."""
+    with path.open("rb") as file:
+        begin = file.read(64)
+    return begin[8:].startswith(f'{{"__metadata__":{{"{HEADER}"'.encode())
+
+
+def _memory_names(model: Backbone) -> list[str]:
+    """The tensors of a state that go on, as they are, when caches begin anew."""
+    state = model.fresh_state(1)
+    after = named_tensors(model.restart_caches(state))
+    return [name for name, x in named_tensors(state).items() if after.get(name) is x]
+
+
+def _misfit(tensors: Mapping[str, Tensor], model: Backbone, rows: int, caches: bool) -> str | None:
+    """The first tensor that does not stand in a state of the model, in words."""
+    fresh = model.fresh_state(1)
+    like, memory, grows = named_tensors(fresh), _memory_names(model), cache_names(fresh)
+    if not caches:
+        like = {name: like[name] for name in memory}
+    lengths: dict[str, int] = {}
+    for name in sorted(like.keys() | tensors.keys()):
+        ours, theirs = like.get(name), tensors.get(name)
+        if ours is None or theirs is None:
+            return f"{name} is {'missing' if theirs is None else 'not known'}"
+        shape = [rows, *ours.shape[1:]]
+        if name in grows and theirs.ndim > 1:
+            shape[1] = lengths.setdefault(name.rpartition(".")[0], theirs.shape[1])
+        if list(theirs.shape) != shape:
+            return f"{name} must have shape {shape}: got {list(theirs.shape)}"
+        # Under autocast what is cached has the dtype of the layers, and not of the weights.
+        free = name not in memory and ours.is_floating_point() and theirs.is_floating_point()
+        if theirs.dtype != ours.dtype and not free:
+            return f"{name} must be {ours.dtype}: got {theirs.dtype}"
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The table in the header and the tensors; ValueError where they are not of our making."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the path of a memory file.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no memory file {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            table = _table(path, file.metadata())
+            # A copy, since what is read is a view of a file that somebody may cut short.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None
+    return table, tensors
+
+
+def _table(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        table = json.loads((metadata or {})[HEADER])
+        schema = table["schema"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no memory file of titans.") from None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema version {schema!r}: this titans reads {SCHEMA}. Use the version of "
+            "titans that wrote it."
+        )
+    kinds = {"config": str, "weights": str, "rows": int, "caches": bool, "content": str}
+    if any(type(table.get(key)) is not kind for key, kind in kinds.items()) or table["rows"] < 1:
+        raise ValueError(f"{path} is no memory file of titans: its header is not complete.")
+    return table
+
+
+def _config_hash(model: Backbone) -> str:
+    values = json.dumps(dataclasses.asdict(model.config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def _weights_hash(model: nn.Module) -> str:
+    """Of names, shapes, dtypes and some entries of every parameter: training changes them all."""
+    digest = hashlib.sha256()
+    for name, x in model.named_parameters():
+        flat = x.detach().flatten()
+        _add(digest, name, x, flat[:: max(1, -(-len(flat) // SAMPLES))].cpu())
+    return digest.hexdigest()
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        _add(digest, name, tensors[name], tensors[name])
+    return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, x: Tensor, entries: Tensor) -> None:
+    digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
+    digest.update(entries.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The file whole: what stood there stays until all of it is on the disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
