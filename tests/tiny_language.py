@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from titans_core import AttentionConfig, BackboneConfig, MemoryConfig
+from titans_core import AttentionConfig, BackboneConfig, HybridConfig, MemoryConfig
 from titans_domains.config import override
 from titans_domains.language import DOMAIN, LanguageConfig
 from titans_domains.language.model import LanguageModel
@@ -56,6 +56,7 @@ def tiny_model(
         mixer=mixer,
         memory=MemoryConfig(num_heads=2),
         attention=AttentionConfig(num_heads=2, window=window),
+        hybrid=HybridConfig(num_persistent=3, window=12, segment_len=16),
     )
     return LanguageModel(config, VOCAB).eval()
 

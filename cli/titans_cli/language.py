@@ -1,4 +1,4 @@
-"""Text: train a language model, measure it in bits per byte, generate from it."""
+"""Text: train a language model, measure it in bits per byte, read into a memory, generate."""
 
 import json
 import sys
@@ -24,7 +24,9 @@ def train(
         ),
     ] = None,
     preset: Preset = None,
-    mixer: Annotated[str | None, typer.Option(help="lmm or attention.")] = None,
+    mixer: Annotated[
+        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+    ] = None,
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
@@ -96,6 +98,46 @@ def evaluate(
         typer.echo(f"{name:28} {bits:.3f} bits/byte")
 
 
+@app.command(epilog="Example: titans language read runs/tiny book.txt --memory book.memory")
+def read(
+    run: Run,
+    document: Annotated[Path, typer.Argument(metavar="DOC", help="Text file, read as a whole.")],
+    memory: Annotated[Path, typer.Option("--memory", metavar="FILE", help="Memory file to write.")],
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Memory file to go on from."),
+    ] = None,
+    caches: Annotated[
+        bool,
+        typer.Option("--caches", help="Keep caches too, to go on bit for bit; a larger file."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a memory file that is there already.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Read a document and keep the memory of it."""
+    from titans_cli.progress import Bar
+    from titans_core import save_memory
+    from titans_domains.language import reading
+    from titans_domains.language.task import load_run
+    from titans_domains.runs import choose_device
+
+    reading.check_target(memory, force)
+    text = reading.read_text(document)
+    model, tokenizer, _ = load_run(run, choose_device(device))
+    reading.check_memory(model, run)
+    state = None if start is None else reading.load_reading(start, model)
+    tokens = reading.stream_of(tokenizer, text, state)
+    with Bar("reading", len(tokens)) as bar:
+        done = reading.read_stream(model, tokenizer, tokens, state, progress=bar.advance)
+    save_memory(memory, done.state, model.backbone, caches=caches)
+    if done.bits_per_byte is not None:
+        typer.echo(f"{document}: {done.bits_per_byte:.3f} bits/byte", err=True)
+    typer.echo(reading.describe_memory(memory, done.state), err=True)
+    typer.echo(memory)
+
+
 @app.command(name="generate", epilog='Example: titans language generate runs/tiny "The memory"')
 def generate_text(
     run: Run,
@@ -105,18 +147,29 @@ def generate_text(
         float, typer.Option(help="0 takes the likeliest token, 1 the model's own chances.")
     ] = 0.8,
     top_p: Annotated[float, typer.Option(help="Only the likeliest tokens with this share.")] = 0.95,
+    memory: Annotated[
+        Path | None,
+        typer.Option("--memory", metavar="FILE", help="Memory file that the text goes on from."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Generate text from a trained run, letter by letter."""
     from titans_domains.language.generate import as_text, check_sampling, generate
+    from titans_domains.language.reading import describe_memory, load_reading
     from titans_domains.language.task import load_run
     from titans_domains.runs import choose_device
 
     check_sampling(temperature, top_p)
+    if memory is not None and not prompt:
+        raise ValueError("What goes on from --memory needs a PROMPT: give at least one character.")
     model, tokenizer, _ = load_run(run, choose_device(device))
+    state = None
+    if memory is not None:
+        state = load_reading(memory, model)
+        typer.echo(describe_memory(memory, state), err=True)
     pieces = generate(
-        model, tokenizer, prompt.encode(),
+        model, tokenizer, prompt.encode(), state,
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
     )  # fmt: skip
     sys.stdout.write(prompt)

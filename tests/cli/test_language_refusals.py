@@ -35,7 +35,10 @@ TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
     "broken Parquet": (("--data", "broken.parquet", *NEW), "broken.parquet is not a Parquet file"),
     "short text": (("--data", "short.txt", *NEW), "fewer than one sequence of data.seq_len = 32"),
     "preset": (("--preset", "huge", *NEW), "--preset must be one of tiny, small"),
-    "mixer": (("--mixer", "rnn", *NEW), "mixer must be one of lmm, attention: got 'rnn'"),
+    "mixer": (
+        ("--mixer", "rnn", *NEW),
+        "mixer must be one of lmm, mac, mag, mal, mac+mal, attention: got 'rnn'",
+    ),
     "device": (("--device", "tpu", *NEW), "--device must be auto, cpu, cuda or cuda:N: got 'tpu'"),
     "key": (("--set", "train.step=3", *NEW), "(did you mean 'steps'?)"),
     "no value": (("--set", "train.steps", *NEW), "--set must be key=value: got 'train.steps'"),

@@ -39,20 +39,24 @@ def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: bytes,
+    state: Any = None,
     *,
     max_tokens: int,
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Iterator[bytes]:
-    """The bytes of each new token, until the model ends the document or `max_tokens` are made."""
+    """The bytes of each new token, until the model ends the document or `max_tokens` are made.
+
+    With a state, the prompt goes on from what was read before.
+    """
     check_sampling(temperature, top_p)
     was_training = model.training
     model.eval()
     device = model.embedding.weight.device
     random = torch.Generator(device).manual_seed(seed)
     try:
-        logits, state = read(model, tokenizer, prompt)
+        logits, state = read(model, tokenizer, prompt, state)
         for _ in range(max_tokens):
             token = pick(logits.float(), temperature, top_p, random)
             if token.item() == tokenizer.end:

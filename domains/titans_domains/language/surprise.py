@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from titans_core import NeuralMemory
+from titans_core.memory import Recall
 from titans_domains.language.model import LanguageModel
 from titans_domains.language.tokenizers import Tokenizer
 
@@ -16,22 +16,31 @@ def surprise_of(model: LanguageModel, tokenizer: Tokenizer, text: bytes) -> torc
 
     The memories read the text from a fresh state on. ValueError for a model without any.
     """
-    seen: list[tuple[NeuralMemory, torch.Tensor]] = []
+    # A memory is called once for each segment, or once for all of the text.
+    read: dict[Recall, list[torch.Tensor]] = {}
+    start: dict[Recall, Any] = {}
 
-    def remember(module: Any, inputs: Any) -> None:
-        seen.append((module, inputs[0]))
+    def remember(memory: Any, inputs: tuple[Any, ...]) -> None:
+        x, state, *_ = inputs
+        read.setdefault(memory, []).append(x)
+        start.setdefault(memory, state)
 
-    memories = [m for m in model.modules() if isinstance(m, NeuralMemory)]
+    memories = [m for m in model.modules() if isinstance(m, Recall)]
     if not memories:
         raise ValueError("The model has no memory that could be surprised: its mixer is attention.")
-    hooks = [memory.register_forward_pre_hook(remember) for memory in memories]
     ids = torch.from_numpy(tokenizer.encode(text)).to(model.embedding.weight.device)
+    # Made before anybody listens: to make it, memories read tokens that are not of the text.
+    state = model.backbone.fresh_state(1)
+    hooks = [memory.register_forward_pre_hook(remember) for memory in memories]
     try:
-        model(torch.cat([ids.new_tensor([tokenizer.end]), ids])[None])
+        model(torch.cat([ids.new_tensor([tokenizer.end]), ids])[None], state)
     finally:
         for hook in hooks:
             hook.remove()
-    parts = [memory.surprise(x)[0, 1:].flatten(1).mean(1) for memory, x in seen]
+    parts = [
+        memory.surprise(torch.cat(pieces, 1), start[memory])[0, 1:].flatten(1).mean(1)
+        for memory, pieces in read.items()
+    ]
     return torch.stack(parts).mean(0)
 
 

@@ -145,14 +145,15 @@ class LanguageTask:
         return self.model.backbone.fresh_state(self.config.train.batch_size)
 
     def step(self, batch: Batch, state: Any) -> Step:
-        state = state if self.carry else None
+        backbone = self.model.backbone
+        state = backbone.take_up(state) if self.carry and state is not None else None
         logits, state = self.model(batch.inputs, state, mask=batch.mask, reset=batch.reset)
         loss = next_token_loss(logits, batch.targets, batch.mask)
         tokens = batch.inputs.numel() if batch.mask is None else int(batch.mask.sum())
         log = {"loss": loss.item()}
         if self.bytes_per_token is not None:
             log["bits_per_byte"] = log["loss"] / math.log(2) / self.bytes_per_token
-        return Step(loss, state if self.carry else (), tokens, log)
+        return Step(loss, backbone.put_down(state) if self.carry else (), tokens, log)
 
     def validate(self) -> dict[str, float]:
         if not self.valid:

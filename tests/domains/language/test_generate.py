@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_language import VOCAB, tiny_model
 
-from titans_core import state_bytes
+from titans_core import MIXERS, state_bytes
 from titans_domains.language import generate as module
 from titans_domains.language.generate import as_text, check_sampling, generate, pick, read
 from titans_domains.language.model import LanguageModel
@@ -46,6 +46,20 @@ def test_temperature_zero_takes_the_likeliest_token_of_one_call(model: LanguageM
     # Neither the seed nor the nucleus has a say.
     assert made(model, temperature=0, seed=5, top_p=0.01) == pieces
     assert made(model, temperature=1, top_p=1e-9) == pieces
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.no_grad()
+def test_every_mixer_generates_what_one_call_would(mixer: str) -> None:
+    model = tiny_model(mixer=mixer).double()
+    # Over the ends of a window, a chunk and two segments.
+    pieces = made(model, temperature=0)
+    logits, _ = model(torch.tensor([[BYTES.end, *PROMPT, *b"".join(pieces)]]))
+    likeliest = logits[0, len(PROMPT) : -1].argmax(-1)
+    assert bytes(likeliest.tolist()) == b"".join(pieces)
+    # From a state, the prompt goes on.
+    _, state = read(model, BYTES, PROMPT[:7])
+    assert list(generate(model, BYTES, PROMPT[7:], state, max_tokens=40, temperature=0)) == pieces
 
 
 def test_every_token_is_picked_from_all_that_stands_before_it(

@@ -7,9 +7,11 @@ import torch
 from matplotlib import image
 from tiny_language import SENTENCES, tiny_model
 
-from titans_core import NeuralMemory
+from titans_core import NeuralMemory, NeuralMemoryState
+from titans_core.memory import Recall
 from titans_domains.language.surprise import COLUMNS, draw_surprise, surprise_of
 from titans_domains.language.tokenizers import BPETokenizer, ByteTokenizer
+from titans_kernels import momentary_surprise
 
 BYTES = ByteTokenizer()
 
@@ -51,6 +53,54 @@ def test_it_is_the_mean_of_what_each_memory_says() -> None:
     said = [m.surprise(x)[0, 1:].reshape(len(text), -1).mean(1) for m, x in seen]
     by_hand = (said[0] + said[1]) / 2
     assert torch.allclose(surprise_of(model, BYTES, text), by_hand, rtol=0, atol=1e-12)
+
+
+MEMORIES = ("lmm", "mac", "mag", "mal", "mac+mal")
+
+
+@pytest.mark.parametrize("mixer", MEMORIES)
+def test_every_mixer_with_a_memory_is_surprised(mixer: str) -> None:
+    model = tiny_model(mixer=mixer).double()
+    # Over three segments and the beginning of a fourth.
+    text = (SENTENCES[0].encode() * 2)[:50]
+    surprise = surprise_of(model, BYTES, text)
+    assert surprise.shape == (50,)
+    assert (surprise > 0).all()
+    for length in (1, 15, 16, 37):
+        part = surprise_of(model, BYTES, text[:length])
+        assert torch.allclose(part, surprise[:length], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", MEMORIES)
+@torch.no_grad()
+def test_it_is_the_gradient_at_the_memory_that_the_text_has_left(mixer: str) -> None:
+    model = tiny_model(mixer=mixer, num_layers=1).double()
+    text = SENTENCES[0].encode()[:40]
+    recalls = [m for m in model.modules() if isinstance(m, Recall)]
+    said = torch.zeros(len(recalls), len(text), dtype=torch.float64)
+    # By hand: token by token, with the state that each memory is called with.
+    state = model.backbone.fresh_state(1)
+
+    def ask(recall: Recall, inputs: tuple[torch.Tensor, NeuralMemoryState]) -> None:
+        x, before = inputs
+        _, k, v, _ = recall._project(x, before.conv_tail)
+        memory = before.memory._replace(memory=before.memory.chunk_memory)
+        norm = (recall.norm_gain, recall.norm_bias)
+        surprise = momentary_surprise(
+            k, v, memory, tuple(recall.initial), rule=recall.rule, norm=norm
+        )
+        if token:
+            said[recalls.index(recall), token - 1] = surprise.mean()
+
+    hooks = [recall.register_forward_pre_hook(ask) for recall in recalls]
+    tokens = torch.tensor([[BYTES.end, *text]])
+    for token in range(tokens.shape[1]):
+        _, state = model(tokens[:, token : token + 1], state)
+    for hook in hooks:
+        hook.remove()
+    assert len(recalls) == (2 if mixer == "mac+mal" else 1)
+    got = surprise_of(model, BYTES, text)
+    assert torch.allclose(got, said.mean(0), rtol=0, atol=1e-10)
 
 
 def test_what_comes_again_surprises_less() -> None:
