@@ -35,7 +35,7 @@ from titans_domains.training import TrainConfig
 
 CPU = torch.device("cpu")
 VOCAB = 257
-RATES = (4e-3, 8e-3)
+RATES = (4e-3, 8e-3, 1.6e-2)
 # Name: parameters, layers of a model (MAC+MAL has two memories in a layer, so half as many), steps.
 RECIPES = {"five-minutes": (200_000, 2, 300), "longer": (200_000, 2, 1200)}
 MIXERS: dict[str, list[str]] = {
@@ -101,10 +101,15 @@ def train_cell(config: LanguageConfig, out: Path) -> dict[str, Any]:
 
 def commit() -> str:
     done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent,
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done.stdout.strip()
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 def cell(job: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +217,7 @@ def main() -> None:
         run_cells(seeds, results, path, options.jobs)
     results |= {
         "tokens": steps * 16 * 256, "jobs": options.jobs, "torch": torch.__version__,
+        "cpu": processor(),
         "floors": floors(text[:cut], text[cut:]),
     }  # fmt: skip
     path.write_text(json.dumps(results, indent=2) + "\n")
