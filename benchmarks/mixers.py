@@ -2,7 +2,7 @@
 
 One recipe for all (`RECIPES`): the same tokens, seeds and, within 2 %, parameters (the width of the
 feed-forward layers makes up for the mixers'). The last 10 % of the bytes are the test. The learning rate
-of each system is the better of `RATES` on the last tenth of the rest, in runs of a third of the steps.
+of each system is the best of `RATES` on the last tenth of the rest, in runs of a third of the steps.
 Every cell runs in a process of its own and is kept in --out, so that a stopped run goes on where it was;
 the trained models stay under --runs for `length.py` and `long_stream.py`.
 
