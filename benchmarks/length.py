@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 
 from titans_core import count_parameters
 from titans_domains.language.evaluate import costs, modes_of
@@ -94,6 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     path = options.out / "length.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    results |= provenance()
     results |= {"book": options.data.name, "bytes": options.bytes}
     text = options.data.read_bytes()[: options.bytes]
     for run in options.runs:

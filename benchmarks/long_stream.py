@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 from torch import Tensor
 
 from titans_core import state_bytes
@@ -147,6 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out / "long_stream.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    results |= provenance()
     for run in options.runs:
         if run.name in results["runs"]:
             continue

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 
 from titans_core import PRESETS, Backbone, BackboneConfig, count_parameters
 from titans_domains.config import override
@@ -89,7 +90,7 @@ def train_cell(config: LanguageConfig, out: Path) -> dict[str, Any]:
     began = time.perf_counter()
     train_run(DOMAIN, config, out, device=CPU, force=True, show=lambda step, row: rows.append(row))
     return {
-        "commit": commit(),
+        **provenance(),
         "lr": config.train.lr,
         "minutes": (time.perf_counter() - began) / 60,
         "tokens_per_s": statistics.median(row["tokens_per_s"] for row in rows[5:]),
@@ -97,19 +98,6 @@ def train_cell(config: LanguageConfig, out: Path) -> dict[str, Any]:
         "train_bits_per_byte": statistics.mean(row["bits_per_byte"] for row in rows[-20:]),
         **{k: v for k, v in rows[-1].items() if k.startswith("valid")},
     }
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.stdout.strip()
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 def cell(job: dict[str, Any]) -> dict[str, Any]:
@@ -216,8 +204,7 @@ def main() -> None:
         }  # fmt: skip
         run_cells(seeds, results, path, options.jobs)
     results |= {
-        "tokens": steps * 16 * 256, "jobs": options.jobs, "torch": torch.__version__,
-        "cpu": processor(),
+        "tokens": steps * 16 * 256, "jobs": options.jobs,
         "floors": floors(text[:cut], text[cut:]),
     }  # fmt: skip
     path.write_text(json.dumps(results, indent=2) + "\n")

@@ -10,11 +10,11 @@ Done for both values that forgetting may return to, with and without the clamp o
 import argparse
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 from torch import Tensor
 
 from titans_core import PRESETS, BackboneConfig
@@ -113,12 +113,8 @@ def main() -> None:
                 results["cells"][cell] = [float(f"{figure:.3g}") for figure in figures]
                 results |= {
                     "perturbation": 1e-12,
-                    "torch": torch.__version__,
-                    "commit": subprocess.run(
-                        ["git", "rev-parse", "--short", "HEAD"],
-                        capture_output=True, text=True, check=False,
-                    ).stdout.strip(),
-                }  # fmt: skip
+                    **provenance(),
+                }
                 path.write_text(json.dumps(results) + "\n")
                 print(cell, flush=True)
     print(table(results))

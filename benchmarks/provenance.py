@@ -1,0 +1,17 @@
+"""What a result must carry beside its command and seed."""
+
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def provenance() -> dict[str, str]:
+    """Commit (with `-dirty` where the tree was changed), processor and torch of this run."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"commit": described.stdout.strip(), "cpu": cpu, "torch": torch.__version__}
