@@ -98,7 +98,7 @@ SETTINGS: dict[str, Setting] = {
     "mag": Setting(mixer="mag"),
     "mag grouped": Setting(
         mixer="mag",
-        memory={"gates": "shared", "forget": "zero", "max_surprise": None, "max_step_size": 0.03},
+        memory={"gates": "shared", "forget": "zero", "max_surprise": None, "max_step_size": 0.01},
         attention=GROUPED,
         hybrid={"num_persistent": 0},
     ),
