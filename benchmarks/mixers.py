@@ -157,6 +157,9 @@ def main() -> None:
     parser.add_argument("--base", choices=MIXERS, default="mag", help="the mixer of the ablation")
     parser.add_argument("--recipe", choices=RECIPES, default="five-minutes")
     parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument(
+        "--rate", type=float, help="the learning rate of all rows, without a search"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -188,12 +191,13 @@ def main() -> None:
 
         tries = {
             f"{row}, lr {rate}": job(row, Path(folder) / f"{row}{rate}", 0.1, steps // 3, rate, 0)
-            for row in chosen for rate in RATES
+            for row in chosen for rate in RATES if options.rate is None
         }  # fmt: skip
         run_cells(tries, results, path, options.jobs)
         cells = results["cells"]
         best = {
-            row: min(RATES, key=lambda rate: cells[f"{row}, lr {rate}"]["valid_bits_per_byte"])
+            row: options.rate
+            or min(RATES, key=lambda rate: cells[f"{row}, lr {rate}"]["valid_bits_per_byte"])
             for row in chosen
         }
         seeds = {
