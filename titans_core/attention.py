@@ -3,6 +3,7 @@
 B batch, T time, S cached tokens, N prefix tokens, H heads, K heads of keys and values, D width of a head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +50,10 @@ class AttentionConfig:
             raise ValueError(
                 "attention.window must be at least 1 token and no less than attention.conv_size "
                 f"= {self.conv_size}: got {self.window}."
+            )
+        if not 0 < self.rope_base < math.inf:
+            raise ValueError(
+                f"attention.rope_base must be positive and finite: got {self.rope_base}."
             )
 
 

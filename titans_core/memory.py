@@ -50,11 +50,16 @@ class MemoryConfig:
                 raise ValueError(f"memory.{name} must be at least 1: got {getattr(self, name)}.")
         if self.conv_size < 0 or self.conv_size == 1:
             raise ValueError(f"memory.conv_size must be 0 or at least 2: got {self.conv_size}.")
-        if not self.max_step_size > 0:
-            raise ValueError(f"memory.max_step_size must be positive: got {self.max_step_size}.")
-        if self.max_surprise is not None and not self.max_surprise > 0:
+        largest = torch.finfo(torch.float32).max
+        if not 0 < self.max_step_size <= largest:
             raise ValueError(
-                f"memory.max_surprise must be positive, or none: got {self.max_surprise}."
+                "memory.max_step_size must be positive and finite in float32: got "
+                f"{self.max_step_size}."
+            )
+        if self.max_surprise is not None and not 0 < self.max_surprise <= largest:
+            raise ValueError(
+                "memory.max_surprise must be positive and finite in float32, or none: got "
+                f"{self.max_surprise}."
             )
         if self.forget not in ("initial", "zero", "none"):
             raise ValueError(

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,8 @@ def train(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Text, JSON lines or Parquet file, folder of them, hf:NAME, or embedded (default).",
+            help="Text, JSON lines or Parquet file, folder of them, embedded (default), or a Hugging "
+            "Face data set: hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT.",
         ),
     ] = None,
     preset: Preset = None,
@@ -37,15 +40,16 @@ def train(
     force: Force = False,
 ) -> None:
     """Train a language model on text."""
-    from titans_cli.progress import Bar, show_training
-    from titans_domains.config import override
     from titans_domains.language import DOMAIN
-    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
 
     if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
+    from titans_cli.progress import Bar, show_training
+    from titans_domains.config import override
+    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+
     folder = out or Path("runs") / (preset or "tiny")
     changes = [f"seed={seed}"] if seed is not None else []
     changes += [f"data.source={json.dumps(data)}"] if data is not None else []
@@ -71,7 +75,11 @@ def evaluate(
     run: Run,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Text to read; without it the run's held-out text."),
+        typer.Option(
+            metavar="SOURCE",
+            help="Text to read, of a Hugging Face data set the first MiB; without it the run's "
+            "held-out text.",
+        ),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -89,13 +97,16 @@ def evaluate(
         table = report(
             model, tokenizer, texts, training, window=config.data.seq_len, progress=bar.advance
         )
+    scores = table["bits_per_byte"]
     if as_json:
-        typer.echo(json.dumps(table))
+        # A memory that ran away is a result, for which JSON has no number.
+        finite = {name: bits if isfinite(bits) else None for name, bits in scores.items()}
+        typer.echo(json.dumps(table | {"bits_per_byte": finite}))
         return
-    for name, bits in table["bits_per_byte"].items():
-        typer.echo(f"{name:28} {bits:.3f} bits/byte")
-    for name, bits in table["floors"].items():
-        typer.echo(f"{name:28} {bits:.3f} bits/byte")
+    figures = scores | table["floors"]
+    width = max(map(len, figures))
+    for name, bits in figures.items():
+        typer.echo(f"{name:{width}}  {bits:.3f} bits/byte")
 
 
 @app.command(epilog="Example: titans language read runs/tiny book.txt --memory book.memory")
@@ -161,6 +172,10 @@ def generate_text(
     from titans_domains.runs import choose_device
 
     check_sampling(temperature, top_p)
+    try:
+        begin = prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"PROMPT must be UTF-8 text: letter {error.start} is not.") from None
     if memory is not None and not prompt:
         raise ValueError("What goes on from --memory needs a PROMPT: give at least one character.")
     model, tokenizer, _ = load_run(run, choose_device(device))
@@ -169,11 +184,13 @@ def generate_text(
         state = load_reading(memory, model)
         typer.echo(describe_memory(memory, state), err=True)
     pieces = generate(
-        model, tokenizer, prompt.encode(), state,
+        model, tokenizer, begin, state,
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
     )  # fmt: skip
-    sys.stdout.write(prompt)
-    for text in as_text(pieces):
+    texts = as_text(pieces)
+    # What cannot be read or drawn from is refused before anything is written.
+    first = next(texts)
+    for text in chain([prompt, first], texts):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

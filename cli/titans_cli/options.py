@@ -19,13 +19,19 @@ Set = Annotated[
         help="Replace one value of the preset, dotted for a nested one. Repeatable.",
     ),
 ]
+MOST = 2**63 - 1
+
 Seed = Annotated[
     int,
-    typer.Option("--seed", min=0, help="Seed of initial weights, data order and sampling."),
+    typer.Option(
+        "--seed", min=0, max=MOST, help="Seed of initial weights, data order and sampling."
+    ),
 ]
 TrainSeed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Seed of initial weights and data order. [default: 0]"),
+    typer.Option(
+        "--seed", min=0, max=MOST, help="Seed of initial weights and data order. [default: 0]"
+    ),
 ]
 Device = Annotated[
     str,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -15,40 +14,51 @@ from titans_core.state import StateT
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
+NEEDED = (
+    "global_step",
+    "loops",
+    "optimizer_states",
+    "lr_schedulers",
+    "carried",
+    "cursor",
+    "random",
+)
 
 
-class CheckpointFolder(CheckpointIO):
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON."""
+    rest = dict(checkpoint)
+    weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
+    tensors: dict[str, torch.Tensor] = {}
+    table = json.dumps({"schema": SCHEMA, "checkpoint": pack(rest, tensors)})
+    draft = path.with_name(path.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(weights, draft / WEIGHTS)
+    save_file(tensors, draft / TENSORS)
+    (draft / REST).write_text(table)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(draft, path)
+    for old in complete(path.parent)[:-2]:
+        shutil.rmtree(old)
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        path = Path(path)
-        rest = dict(checkpoint)
-        weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
-        tensors: dict[str, torch.Tensor] = {}
-        table = json.dumps({"schema": SCHEMA, "checkpoint": pack(rest, tensors)})
-        draft = path.with_name(path.name + ".tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file(weights, draft / WEIGHTS)
-        save_file(tensors, draft / TENSORS)
-        (draft / REST).write_text(table)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(draft, path)
-        for old in complete(path.parent)[:-2]:
-            shutil.rmtree(old)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
-        path = Path(path)
-        weights = load_tensors(path / WEIGHTS)
-        tensors = load_tensors(path / TENSORS)
-        checkpoint = unpack(read_json(path / REST)["checkpoint"], tensors)
-        checkpoint["state_dict"] = {f"model.{k}": v for k, v in weights.items()}
-        return checkpoint
-
-    def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What was saved; ValueError where a file is damaged or does not belong to the others."""
+    weights = load_tensors(path / WEIGHTS)
+    tensors = load_tensors(path / TENSORS)
+    table = read_json(path / REST)
+    try:
+        checkpoint = unpack(table["checkpoint"], tensors)
+        missing = [name for name in NEEDED if name not in checkpoint]
+    except (KeyError, TypeError, ValueError):
+        missing = ["checkpoint"]
+    if missing:
+        raise ValueError(
+            f"{path / REST} is damaged: its {missing[0]!r} is absent or does not fit {TENSORS}."
+        )
+    checkpoint["state_dict"] = {f"model.{k}": v for k, v in weights.items()}
+    return checkpoint
 
 
 def complete(folder: Path) -> list[Path]:
@@ -143,5 +153,10 @@ def rebuild(state: Any, like: StateT) -> StateT:
     """Plain nested tuples with the named tuples of `like` put back."""
     if not isinstance(like, tuple):
         return state
+    if not isinstance(state, tuple) or len(state) != len(like):
+        raise ValueError(
+            "The checkpoint's carried state is not one of this configuration: it was written under "
+            "another."
+        )
     children = [rebuild(a, b) for a, b in zip(state, like, strict=True)]
     return type(like)(*children) if hasattr(like, "_fields") else tuple(children)  # type: ignore[return-value]

@@ -36,8 +36,11 @@ def override(config: ConfigT, assignments: list[str]) -> ConfigT:
             raise ValueError(f"--set must be key=value: got {assignment!r}.")
         table = values
         *outer, last = path.strip().split(".")
-        for key in outer:
-            if not isinstance(table.get(key), dict):
+        for depth, key in enumerate(outer, 1):
+            if key in table and not isinstance(table[key], dict):
+                single = ".".join(outer[:depth])
+                raise ValueError(f"{single} is a single setting: write {single}=VALUE.")
+            if key not in table:
                 raise ValueError(f"There is no group of settings {key!r}{_near(key, table)}.")
             table = table[key]
         if last not in table:
@@ -98,7 +101,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             )
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where} must be finite: got a number too large.") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

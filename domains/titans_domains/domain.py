@@ -2,7 +2,6 @@
 group `titans.domains`, and its commands through `titans.commands`."""
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -69,14 +68,13 @@ class Domain(Protocol):
     @property
     def presets(self) -> Mapping[str, Any]: ...
 
+    def absolute(self, config: Any) -> Any:
+        """The configuration with absolute paths, so that its run can be read from any folder."""
+        ...
+
     def task(self, config: Any, device: torch.device, folder: Path | None = None) -> Task:
         """The task that a configuration describes; reads the data, so bad data raises here.
 
         `folder` is that of a run that goes on, where `save_extras` once wrote.
         """
         ...
-
-
-def domains() -> dict[str, Any]:
-    """The installed domains' entry points by name; `.load()` gives the domain."""
-    return {point.name: point for point in entry_points(group="titans.domains")}

@@ -11,7 +11,6 @@ import torch
 from titans_domains.checkpoints import SCHEMA, read_json
 from titans_domains.config import difference, from_dict, to_dict
 from titans_domains.domain import Domain
-from titans_domains.training import train
 
 CONFIG = "config.json"
 
@@ -42,7 +41,25 @@ def load_run_table(run: Path, domain: Domain) -> tuple[Any, dict[str, Any]]:
         raise ValueError(
             f"{run} is a run of the domain {table.get('domain')!r}, not of {domain.name!r}."
         )
+    if "data_sha256" not in table:
+        raise ValueError(f"{run / CONFIG} is damaged: it has no 'data_sha256'.")
     return from_dict(domain.config_type, table.get("config")), table
+
+
+def is_run(folder: Path) -> bool:
+    """Whether titans made the folder, in whichever version and for whichever domain.
+
+    Other programs' models have a `config.json` too.
+    """
+    try:
+        table = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(table, dict)
+        and isinstance(table.get("schema"), int)
+        and isinstance(table.get("domain"), str)
+    )
 
 
 def train_run(
@@ -56,14 +73,18 @@ def train_run(
     talk: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains a new run into `out`; nothing is written before configuration and data were accepted."""
+    # Lightning takes seconds to import, which is too long for those that only read runs.
+    from titans_domains.training import train
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise FileExistsError(
                 f"{out} is there already: choose another --out, go on with --resume, or replace it "
                 "with --force."
             )
-        if not (out / CONFIG).is_file():
+        if not is_run(out):
             raise FileExistsError(f"{out} is not a run of titans, so --force does not replace it.")
+    config = domain.absolute(config)
     task = domain.task(config, device)
     if out.exists():
         shutil.rmtree(out)
@@ -89,8 +110,10 @@ def resume_run(
     talk: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Goes on with a run, bit for bit; `asked` is a configuration that must be the run's own."""
+    from titans_domains.training import train
+
     config, table = load_run_table(out, domain)
-    if asked is not None and (odd := difference(asked, config)):
+    if asked is not None and (odd := difference(domain.absolute(asked), domain.absolute(config))):
         raise ValueError(
             f"A run goes on with its own configuration, and this one differs in {odd} in {out}. "
             "Leave the setting away, or train into another --out."

@@ -1,70 +1,45 @@
 """Trains any domain's task with Lightning: schedule, log, samples, checkpoints and exact resumption."""
 
-import csv
 import logging
-import math
-import time
+import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import CheckpointIO
 
-from titans_core import decay_groups, detach
-from titans_domains.checkpoints import CheckpointFolder, latest, rebuild
+from titans_core import decay_groups, detach, map_state
+from titans_core.state import named_tensors
+from titans_domains.checkpoints import (
+    WEIGHTS,
+    complete,
+    latest,
+    load_checkpoint,
+    load_weights,
+    rebuild,
+    save_checkpoint,
+)
 from titans_domains.domain import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    steps: int = 1000
-    batch_size: int = 16
-    lr: float = 2e-3
-    min_lr: float = 0.1  # the last learning rate, as a share of the first
-    warmup: int = 50  # steps
-    weight_decay: float = 0.1
-    clip: float = 1.0  # norm of the gradient; 0 for none
-    accumulate: int = 1  # batches per step
-    precision: Literal["float32", "bf16"] = "float32"
-    # Whether a document longer than a sequence goes on with its memory; None: where states are bounded.
-    carry: bool | None = None
-    valid_every: int = 200  # steps; 0 for never
-    sample_every: int = 0
-    checkpoint_every: int = 200
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1: got {getattr(self, name)}.")
-        for name in ("warmup", "valid_every", "sample_every", "weight_decay", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be 0 or more: got {getattr(self, name)}.")
-        if not self.lr > 0 or not 0 <= self.min_lr <= 1:
-            raise ValueError(
-                "train.lr must be positive and train.min_lr, its last share, between 0 and 1: got "
-                f"{self.lr} and {self.min_lr}."
-            )
-
-    def rate(self, step: int) -> float:
-        """The share of `lr` at a step: linear warm-up, then a cosine down to `min_lr`."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.min_lr + (1 - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+from titans_domains.log import Log
+from titans_domains.train_config import TrainConfig
 
 
 class TrainingModule(LightningModule):
-    """A task under Lightning. Carries each row's state from batch to batch, and into checkpoints."""
+    """A task under Lightning. Carries each row's state from batch to batch, and into checkpoints.
 
-    def __init__(self, task: Task, config: TrainConfig) -> None:
+    What is not finite ends the training before any of it is saved in `folder`.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, folder: Path) -> None:
         super().__init__()
         self.model = task.model
-        self.task, self.config = task, config
+        self.task, self.config, self.folder = task, config, folder
         self.carried: Any = None
         self.cursor: dict[str, Any] | None = None
+        self.batches: Iterator[Any] | None = None
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -74,106 +49,66 @@ class TrainingModule(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def train_dataloader(self) -> Iterator[Any]:
-        return self.task.batches(self.cursor)
+        return self.task.batches(None) if self.batches is None else self.batches
 
     def training_step(self, item: Any, index: int) -> torch.Tensor:
         batch, self.cursor = item
         step = self.task.step(batch, self.carried)
+        self._check_finite("loss", [step.loss], self.global_step + 1)
         self.carried = detach(step.state)
         self.last = step
         return step.loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._check_finite("gradient", [norm], self.global_step + 1)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        step, carried = self.global_step, named_tensors(self.carried)
+        self._check_finite("weights", checkpoint["state_dict"].values(), step)
+        self._check_finite("carried state", carried.values(), step)
         checkpoint["carried"] = self.carried
         checkpoint["cursor"] = self.cursor
         checkpoint["random"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.carried = rebuild(checkpoint["carried"], self.task.fresh_state())
+        carried = rebuild(checkpoint["carried"], self.task.fresh_state())
+        device = next(self.model.parameters()).device
+        self.carried = map_state(lambda x: x.to(device), carried)
         self.cursor = checkpoint["cursor"]
+        # Here, so that a cursor that does not fit is refused before the log is touched.
+        self.batches = self.task.batches(self.cursor)
         torch.set_rng_state(checkpoint["random"])
 
-
-class Log(Callback):
-    """Metrics to `metrics.csv`, samples to `samples.txt`, and all of it to `show` for the terminal."""
-
-    def __init__(
-        self,
-        out: Path,
-        config: TrainConfig,
-        show: Callable[[int, dict[str, Any]], None],
-        talk: Callable[[str], None],
-    ) -> None:
-        self.out, self.config, self.show, self.talk = out, config, show, talk
-        self.since, self.tokens = time.perf_counter(), 0
-        self.columns: list[str] = []
-
-    def on_fit_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        # A checkpoint that cannot be read has been refused by now.
-        self.talk(module.task.describe())
-
-    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
-        self.columns = trim(self.out / "metrics.csv", trainer.global_step)
-        self.since = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        self.tokens += module.last.tokens
-        if (index + 1) % self.config.accumulate:
+    def _check_finite(self, what: str, tensors: Iterable[torch.Tensor], step: int) -> None:
+        if all(x.isfinite().all() for x in tensors):
             return
-        step, config = trainer.global_step, self.config
-        now = time.perf_counter()
-        row: dict[str, Any] = {
-            "step": step,
-            **module.last.log,
-            "lr": config.lr * config.rate(step - 1),
-            "tokens_per_s": round(self.tokens / (now - self.since)),
-        }
-        last = step == config.steps
-        if config.valid_every and (step % config.valid_every == 0 or last):
-            row |= {f"valid_{name}": value for name, value in module.task.validate().items()}
-        if config.sample_every and (step % config.sample_every == 0 or last):
-            row["sample"] = module.task.sample()
-        self.write(row)
-        self.show(step, row)
-        self.since, self.tokens = time.perf_counter(), 0
-
-    def write(self, row: dict[str, Any]) -> None:
-        sample = row.get("sample")
-        if sample:
-            with (self.out / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-                file.write(f"--- step {row['step']}\n{sample}\n")
-        row = {name: value for name, value in row.items() if name != "sample"}
-        path = self.out / "metrics.csv"
-        wider = [*self.columns, *(name for name in row if name not in self.columns)]
-        if wider != self.columns:
-            # A figure that comes for the first time needs a new column, and so a new file.
-            rows = [old + [""] * (len(wider) - len(old)) for old in read_table(path)[1:]]
-            write_table(path, [wider, *rows])
-            self.columns = wider
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, wider).writerow(row)
+        kept = complete(self.folder)
+        raise ValueError(
+            f"The {what} of step {step} is not finite, and nothing of it was saved: train anew with "
+            "a smaller train.lr or train.clip; "
+            + (
+                f"the last good checkpoint is {kept[-1]}."
+                if kept
+                else "there is no checkpoint yet."
+            )
+        )
 
 
-def read_table(path: Path) -> list[list[str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
+class CheckpointFolder(CheckpointIO):
+    """Lightning's checkpoint as a folder of `titans_domains.checkpoints`."""
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        save_checkpoint(checkpoint, Path(path))
 
-def write_table(path: Path, rows: list[list[str]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
 
-
-def trim(path: Path, step: int) -> list[str]:
-    """Drops the rows that a resumed run will write again; gives the names of the columns."""
-    header, *rows = read_table(path) or [[]]
-    if header:
-        write_table(path, [header, *(row for row in rows if int(row[0]) <= step)])
-    return header
+    def remove_checkpoint(self, path: Any) -> None:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Save(Callback):
@@ -207,6 +142,9 @@ def train(
     warnings.filterwarnings("ignore", module="lightning.*")
     folder = out / "checkpoints"
     newest = latest(folder) if resume else None
+    if newest is not None:
+        # Lightning would load them too, but with an error of many lines for another model's.
+        load_weights(task.model, newest / WEIGHTS)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -222,4 +160,13 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(TrainingModule(task, config), ckpt_path=None if newest is None else str(newest))
+    try:
+        trainer.fit(
+            TrainingModule(task, config, folder),
+            ckpt_path=None if newest is None else str(newest),
+        )
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning makes an exit of it.
+        raise KeyboardInterrupt from None

@@ -40,6 +40,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of them as the working folder."""
-    shutil.copytree(trained, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
+    folder = tmp_path / "here"
+    shutil.copytree(trained, folder)
+    config = folder / "run/config.json"
+    config.write_text(config.read_text().replace(str(trained), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder

@@ -1,13 +1,17 @@
 """`titans language`: data on stdout and talk on stderr, from training to generation."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from console import TINY, Titans, contents
+from console import TINY, Titans, assert_refused, contents
 
-from titans_domains.language import DOMAIN, load_run
+from titans_domains.language import DOMAIN, corpus, load_run, task
 from titans_domains.language.evaluate import report
 from titans_domains.language.generate import generate
 from titans_domains.language.task import texts_for
@@ -33,7 +37,7 @@ def test_options_are_settings_by_another_name(here: Path, titans: Titans) -> Non
     assert (done.code, done.out) == (0, "runs/tiny\n")
     config, _ = load_run_table(here / "runs/tiny", DOMAIN)
     assert (config.model.mixer, config.seed, config.train.steps) == ("attention", 7, 1)
-    assert config.data.source == "text.jsonl"
+    assert config.data.source == str(here / "text.jsonl")
     assert titans("language", "eval", "runs/tiny").out.startswith("attention, window(32) ")
 
 
@@ -45,8 +49,9 @@ def test_evaluation_as_json_and_as_text(here: Path, titans: Titans) -> None:
     wanted = report(model, tokenizer, held_out, training, window=config.data.seq_len)
     assert json.loads(done.out) == wanted
     assert done.err.startswith("reading ")
-    rows = [f"{name:28} {bits:.3f} bits/byte" for name, bits in wanted["bits_per_byte"].items()]
-    rows += [f"{name:28} {bits:.3f} bits/byte" for name, bits in wanted["floors"].items()]
+    figures = wanted["bits_per_byte"] | wanted["floors"]
+    width = max(map(len, figures))
+    rows = [f"{name:{width}}  {bits:.3f} bits/byte" for name, bits in figures.items()]
     assert titans("language", "eval", "run").out.splitlines() == rows
     (here / "other.txt").write_text("Another text.")
     other = json.loads(titans("language", "eval", "run", "--json", "--data", "other.txt").out)
@@ -59,7 +64,75 @@ def test_another_text_is_measured_though_the_training_text_is_gone(
     (here / "text.jsonl").rename(here / "other.jsonl")
     done = titans("language", "eval", "run", "--json", "--data", "other.jsonl")
     assert done.code == 0
-    assert "order-5 n-gram, static" not in json.loads(done.out)["floors"]
+    first, *_ = json.loads(done.out)["floors"]
+    assert first == "order-5 n-gram, adaptive, without the training text"
+
+
+def test_a_run_is_read_from_any_folder(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = ["--data", "text.jsonl", *TINY, "--set", "train.steps=1", "--out", "r1"]
+    assert titans("language", "train", *again).code == 0
+    (here / "sub").mkdir()
+    monkeypatch.chdir(here / "sub")
+    assert titans("language", "eval", "../r1").code == 0
+    done = titans("language", "train", "--resume", "--out", "../r1", "--data", "../text.jsonl")
+    assert (done.code, done.out) == (0, "../r1\n")
+
+
+def test_of_a_streamed_data_set_the_first_bytes_are_evaluated(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(source: str, skip: int = 0) -> Iterator[bytes]:
+        assert source == "hf:some/set:en:test"
+        while True:
+            yield b"on and on, "
+
+    monkeypatch.setattr(corpus, "hub_documents", endless)
+    monkeypatch.setattr(task, "HUB_BYTES", 40)
+    done = titans("language", "eval", "run", "--json", "--data", "hf:some/set:en:test")
+    assert json.loads(done.out)["bytes"] == 40
+
+
+def test_what_is_no_number_is_none_in_json(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {
+        "bits_per_byte": {"lmm, carried": math.nan, "x": 2.0},
+        "floors": {"a": 1.0},
+        "bytes": 3,
+    }
+    monkeypatch.setattr("titans_domains.language.evaluate.report", lambda *_, **__: table)
+    read = json.loads(titans("language", "eval", "run", "--json").out, parse_constant=pytest.fail)
+    assert read["bits_per_byte"] == {"lmm, carried": None, "x": 2.0}
+    assert titans("language", "eval", "run").out.startswith("lmm, carried  nan bits/byte\n")
+
+
+def test_nothing_is_written_before_the_first_token_is_drawn(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("no chances to draw from")
+
+    monkeypatch.setattr("titans_domains.language.generate.pick", refuse)
+    assert_refused(titans("language", "generate", "run", "The "), "no chances to draw from")
+
+
+def test_ctrl_c_ends_training_with_130(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bar: object) -> Callable[..., None]:
+        def show(step: int, row: dict[str, Any]) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
+
+        return show
+
+    monkeypatch.setattr("titans_cli.progress.show_training", interrupted)
+    done = titans("language", "train", "--data", "text.jsonl", *TINY, "--out", "new")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[-1] == "interrupted"
+    assert titans("language", "train", "--resume", "--out", "new").code == 130
 
 
 def test_generation_prints_the_prompt_and_what_follows(here: Path, titans: Titans) -> None:

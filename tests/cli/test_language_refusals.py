@@ -44,7 +44,11 @@ TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
     "no value": (("--set", "train.steps", *NEW), "--set must be key=value: got 'train.steps'"),
     "kind of value": (("--set", "train.lr=fast", *NEW), "train.lr must be float: got 'fast'"),
     "value": (("--set", "train.steps=0", *NEW), "train.steps must be at least 1: got 0"),
-    "seed": (("--seed", "9" * 30, *NEW), "seed must be 0 or more, and below 2**63"),
+    "seed": (("--set", f"seed={2**63}", *NEW), "seed must be 0 or more, and below 2**63"),
+    "infinite": (
+        ("--set", "train.lr=1e400", *NEW),
+        "train.lr must be finite and at most 1e+15: got inf",
+    ),
     "grid": (("--set", "data.seq_len=33", *NEW), "data.seq_len must be a multiple of 16"),
     "heads": (("--set", "model.memory.num_heads=3", *NEW), "dim must be a multiple of memory"),
     "tokenizer": (("--set", "data.tokenizer=broken.json", *NEW), "broken.json is not a tokenizer"),
@@ -63,7 +67,7 @@ TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
     "other preset": (("--resume", "--out", "run", "--preset", "small"), "differs in "),
     "other data": (
         ("--resume", "--out", "run", "--data", "short.txt"),
-        "differs in data.source: 'short.txt' against 'text.jsonl'",
+        "/short.txt' against '",
     ),
 }
 
@@ -143,12 +147,40 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         (*READ, *RESUME),
         "There is no checkpoint in run/checkpoints",
     ),
+    "rest without its content": (
+        lambda here: (
+            [file.write_text('{"schema": 1}') for file in (here / "run").rglob("training.json")]
+            and None
+        ),
+        RESUME,
+        "training.json is damaged: its 'checkpoint' is absent",
+    ),
+    "another model to go on": (
+        rewrite("config.json", '"dim": 16', '"dim": 32'),
+        RESUME,
+        "is of another model: ",
+    ),
+    "another batch size": (
+        rewrite("config.json", '"batch_size": 2', '"batch_size": 3'),
+        RESUME,
+        "train.batch_size must be that of the run, 2 rows: got 3",
+    ),
+    "nothing carried": (
+        rewrite("config.json", '"carry": null', '"carry": false'),
+        RESUME,
+        "The checkpoint's carried state is not one of this configuration",
+    ),
+    "no fingerprint": (
+        rewrite("config.json", '"data_sha256"', '"data"'),
+        (*READ, *RESUME),
+        "config.json is damaged: it has no 'data_sha256'",
+    ),
     "changed text": (write_more, ("eval",), "text.jsonl has changed since run was trained"),
     "changed text to go on": (write_more, RESUME, "The data is not what it was when run began"),
     "missing text": (
         lambda here: (here / "text.jsonl").unlink(),
         ("eval", *RESUME),
-        "There is no file or folder 'text.jsonl'",
+        "/here/text.jsonl'; data may be",
     ),
 }
 
@@ -161,6 +193,9 @@ def test_a_damaged_run_costs_a_line(
     commands: tuple[str, ...],
     sentence: str,
 ) -> None:
+    if "resume" in commands:
+        # A checkpoint with a step to go.
+        shutil.rmtree(here / "run/checkpoints/step-0000004")
     damage(here)
     before = contents(here)
     calls = {
@@ -196,9 +231,32 @@ def test_what_cannot_be_read_costs_a_line(
     assert contents(here) == before
 
 
+def test_a_prompt_that_is_no_text_and_a_seed_too_large_are_refused(
+    here: Path, titans: Titans
+) -> None:
+    done = titans("language", "generate", "run", "a\udcff")
+    assert_refused(done, "PROMPT must be UTF-8 text: letter 1 is not")
+    for command in (("generate", "run"), ("train", "--out", "new")):
+        done = titans("language", *command, "--seed", 2**63)
+        assert (done.code, done.out) == (2, "")
+        assert "--seed" in done.err
+    assert not (here / "new").exists()
+
+
+def test_training_that_runs_away_costs_a_line(here: Path, titans: Titans) -> None:
+    done = titans(
+        "language", "train", "--data", "text.jsonl", *TINY, "--set", "train.lr=1e15", "--out", "new"
+    )
+    assert (done.code, done.out) == (2, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: The loss of step 2 is not finite, and nothing of it was saved: ")
+    assert last.endswith("there is no checkpoint yet.")
+
+
 def test_a_hub_without_a_network_costs_a_line(here: Path, tmp_path: Path) -> None:
     script = Path(sysconfig.get_path("scripts"), "titans")
-    env = {**os.environ, "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path / "hub")}
+    clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    env = {**clean, "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path / "hub")}
     before = contents(here)
     done = subprocess.run(
         [str(script), "language", "train", *TINY, "--data", "hf:nobody/nothing", "--out", "new"],

@@ -15,14 +15,15 @@ from titans_domains.checkpoints import (
     SCHEMA,
     TENSORS,
     WEIGHTS,
-    CheckpointFolder,
     complete,
     latest,
+    load_checkpoint,
     load_tensors,
     load_weights,
     pack,
     read_json,
     rebuild,
+    save_checkpoint,
     unpack,
 )
 
@@ -111,8 +112,9 @@ def test_rebuild_puts_the_named_tuples_back() -> None:
 
 
 def test_rebuild_refuses_another_shape_of_state() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        rebuild((1, 2), (1, 2, 3))
+    for state, like in (((1, 2), (1, 2, 3)), (None, (1,)), ((), (1,)), (torch.ones(1), (1,))):
+        with pytest.raises(ValueError, match="carried state is not one of this configuration"):
+            rebuild(state, like)
 
 
 def content(fill: float) -> dict[str, Any]:
@@ -121,14 +123,15 @@ def content(fill: float) -> dict[str, Any]:
         "carried": (torch.tensor([fill]), None),
         "optimizer_states": [{"state": {0: {"exp_avg": torch.tensor([1.0, fill])}}}],
         "global_step": int(fill),
+        **dict.fromkeys(("loops", "lr_schedulers", "cursor", "random")),
     }
 
 
 def test_a_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
     folder = tmp_path / "step-0000001"
-    CheckpointFolder().save_checkpoint(content(1), folder)
+    save_checkpoint(content(1), folder)
     assert same(
-        dict(sorted(CheckpointFolder().load_checkpoint(folder).items())),
+        dict(sorted(load_checkpoint(folder).items())),
         dict(sorted(content(1).items())),
     )
     assert sorted(p.name for p in folder.iterdir()) == [WEIGHTS, REST, TENSORS]
@@ -139,14 +142,14 @@ def test_a_folder_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 def test_saving_again_replaces(tmp_path: Path) -> None:
     for fill in (1, 2):
-        CheckpointFolder().save_checkpoint(content(fill), tmp_path / "step-0000001")
-    loaded = CheckpointFolder().load_checkpoint(tmp_path / "step-0000001")
+        save_checkpoint(content(fill), tmp_path / "step-0000001")
+    loaded = load_checkpoint(tmp_path / "step-0000001")
     assert same(loaded["carried"], content(2)["carried"])
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 9, 10, 100):
-        CheckpointFolder().save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
+        save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
         assert latest(tmp_path).name == f"step-{step:07d}"
     assert [p.name for p in complete(tmp_path)] == ["step-0000010", "step-0000100"]
 
@@ -158,9 +161,9 @@ def test_a_draft_is_no_checkpoint_and_does_not_disturb(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         latest(tmp_path)
     for step in (1, 2):
-        CheckpointFolder().save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
+        save_checkpoint(content(step), tmp_path / f"step-{step:07d}")
     assert [p.name for p in complete(tmp_path)] == ["step-0000001", "step-0000002"]
-    CheckpointFolder().save_checkpoint(content(3), tmp_path / "step-0000003")
+    save_checkpoint(content(3), tmp_path / "step-0000003")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000003"]
     assert sorted(p.name for p in latest(tmp_path).iterdir()) == [WEIGHTS, REST, TENSORS]
 
@@ -168,7 +171,7 @@ def test_a_draft_is_no_checkpoint_and_does_not_disturb(tmp_path: Path) -> None:
 def test_a_failure_while_writing_leaves_the_checkpoints_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    CheckpointFolder().save_checkpoint(content(1), tmp_path / "step-0000001")
+    save_checkpoint(content(1), tmp_path / "step-0000001")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -176,9 +179,9 @@ def test_a_failure_while_writing_leaves_the_checkpoints_before(
     monkeypatch.setattr(Path, "write_text", full)
     for step in (1, 2):
         with pytest.raises(OSError, match="No space"):
-            CheckpointFolder().save_checkpoint(content(2), tmp_path / f"step-{step:07d}")
+            save_checkpoint(content(2), tmp_path / f"step-{step:07d}")
     assert latest(tmp_path).name == "step-0000001"
-    loaded = CheckpointFolder().load_checkpoint(latest(tmp_path))
+    loaded = load_checkpoint(latest(tmp_path))
     assert same(loaded["carried"], content(1)["carried"])
 
 
@@ -191,21 +194,21 @@ def test_no_folder_holds_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 9, 100])
 def test_a_cut_file_is_named(tmp_path: Path, name: str, keep: int) -> None:
     folder = tmp_path / "step-0000001"
-    CheckpointFolder().save_checkpoint(content(1), folder)
+    save_checkpoint(content(1), folder)
     file = folder / name
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ValueError, match="is cut short or is no") as caught:
-        CheckpointFolder().load_checkpoint(folder)
+        load_checkpoint(folder)
     assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, TENSORS, REST])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "step-0000001"
-    CheckpointFolder().save_checkpoint(content(1), folder)
+    save_checkpoint(content(1), folder)
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match="is this a run of titans") as caught:
-        CheckpointFolder().load_checkpoint(folder)
+        load_checkpoint(folder)
     assert str(folder / name) in str(caught.value)
 
 
@@ -234,6 +237,27 @@ def test_binary_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\0")
     with pytest.raises(ValueError, match="is no JSON"):
         read_json(tmp_path / "config.json")
+
+
+DAMAGED = {
+    "no checkpoint": '{"schema": 1}',
+    "no table": '{"schema": 1, "checkpoint": [1]}',
+    "nothing": '{"schema": 1, "checkpoint": null}',
+    "two kinds": '{"schema": 1, "checkpoint": {"items": [], "tuple": []}}',
+    "empty": '{"schema": 1, "checkpoint": {"items": []}}',
+    "no such tensor": '{"schema": 1, "checkpoint": {"items": [["carried", {"tensor": "99"}]]}}',
+    "no pairs": '{"schema": 1, "checkpoint": {"items": 3}}',
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_table_that_is_none_or_lacks_something_is_named(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "step-0000001"
+    save_checkpoint(content(1), folder)
+    (folder / REST).write_text(text)
+    with pytest.raises(ValueError, match="is absent or does not fit training.safetensors") as error:
+        load_checkpoint(folder)
+    assert str(error.value).startswith(f"{folder / REST} is damaged: its ")
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

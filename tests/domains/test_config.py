@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import runpy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from titans_core import PRESETS
 from titans_domains.config import difference, from_dict, override, to_dict
 from titans_domains.language import DOMAIN
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,9 @@ def test_the_last_assignment_counts_and_the_original_stays() -> None:
         ("inner.widht=1", "There is no setting 'inner.widht' (did you mean 'width'?)."),
         ("qqq=1", "There is no setting 'qqq': there are inner, rate, name, on."),
         ("iner.width=1", "There is no group of settings 'iner' (did you mean 'inner'?)."),
-        ("rate.x=1", "There is no group of settings 'rate' (did you mean 'rate'?)."),
+        ("rate.x=1", "rate is a single setting: write rate=VALUE."),
+        ("inner.width.x.y=1", "inner.width is a single setting: write inner.width=VALUE."),
+        (f"rate={'9' * 400}", "rate must be finite: got a number too large."),
         ("=1", "There is no setting '': there are inner, rate, name, on."),
         ("inner.width=8.5", "inner.width must be int: got 8.5."),
         ("inner.width=true", "inner.width must be int: got True."),
@@ -126,6 +133,54 @@ def test_unknown_keys_of_a_file_are_named() -> None:
 def test_memory_may_be_told_never_to_forget() -> None:
     config = override(DOMAIN.presets["tiny"], ["model.memory.forget=none"])
     assert config.model.memory.forget == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("train.lr=Infinity", "train.lr must be finite and at most 1e.15: got inf."),
+        ("train.lr=1e400", "train.lr must be finite and at most 1e.15: got inf."),
+        ("train.weight_decay=NaN", "train.weight_decay must be finite and at most 1e.15: got nan."),
+        ("model.memory.max_surprise=Infinity", "memory.max_surprise must be positive and finite"),
+        ("model.memory.max_surprise=1e300", "memory.max_surprise must be positive and finite"),
+        ("model.memory.max_surprise=NaN", "memory.max_surprise must be positive and finite"),
+        ("model.memory.max_step_size=Infinity", "memory.max_step_size must be positive and finite"),
+        ("model.memory.max_step_size=NaN", "memory.max_step_size must be positive and finite"),
+        *(
+            (
+                f"model.attention.rope_base={value}",
+                "attention.rope_base must be positive and finite",
+            )
+            for value in ("0", "-1", "NaN", "Infinity")
+        ),
+        ("data.held_out=NaN", "data.held_out must be at least 0 and below 1: got nan."),
+    ],
+)
+def test_no_setting_is_infinite_or_no_number(setting: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        override(DOMAIN.presets["tiny"], [setting])
+
+
+def test_the_small_preset_is_the_one_whose_figure_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its held-out tenth is what the benchmark cuts off by itself before it trains."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "tinyshakespeare.py"))
+    chosen = json.loads((BENCHMARKS / "results/tinyshakespeare-lmm.json").read_text())["chosen"]
+    small = DOMAIN.presets["small"]
+    # How often it is validated and saved changes no weight.
+    kept = [
+        f"{name}={json.dumps(value)}"
+        for name, value in (
+            ("data.source", small.data.source),
+            ("data.valid_bytes", small.data.valid_bytes),
+            ("train.valid_every", small.train.valid_every),
+            ("train.checkpoint_every", small.train.checkpoint_every),
+        )
+    ]
+    published = benchmark["config"](PRESETS["small"], Path("input.txt"), 1000, 0.1, 0)
+    assert override(published, [*chosen.split(), *kept]) == small
 
 
 def test_difference_names_the_first_setting_and_both_values() -> None:

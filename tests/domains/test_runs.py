@@ -1,6 +1,8 @@
 """Runs: nothing is written or replaced before all was accepted, and a run goes on only as itself."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from tiny_language import CPU, DOCUMENTS, tiny_config, write_documents
 
 from titans_domains.config import to_dict
-from titans_domains.language import DOMAIN
+from titans_domains.language import DOMAIN, corpus, streams
+from titans_domains.language.task import texts_for
+from titans_domains.language.tokenizers import BPETokenizer
 from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
 
 
@@ -86,6 +90,102 @@ def test_force_replaces_nothing_but_runs(tmp_path: Path, source: Path) -> None:
         with pytest.raises(FileExistsError, match="is not a run of titans, so --force does not"):
             train_run(DOMAIN, tiny_config(source), tmp_path / name, device=CPU, force=True)
     assert files(tmp_path) == before
+
+
+FOREIGN = {
+    "Hugging Face": '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}',
+    "with a schema": '{"schema": 1, "layers": 12}',
+    "with a domain": '{"domain": "language"}',
+    "list": "[1]",
+    "cut": '{"schema": 1, "domain": "lang',
+}
+
+
+@pytest.mark.parametrize("config", FOREIGN.values(), ids=FOREIGN)
+def test_force_replaces_no_model_of_another_program(
+    tmp_path: Path, source: Path, config: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(config)
+    (tmp_path / "model/model.safetensors").write_bytes(b"days of training")
+    before = files(tmp_path)
+    with pytest.raises(FileExistsError, match="is not a run of titans, so --force does not"):
+        train_run(DOMAIN, tiny_config(source), tmp_path / "model", device=CPU, force=True)
+    assert files(tmp_path) == before
+
+
+def test_force_replaces_a_run_of_another_version_and_domain(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"schema": 99, "domain": "genomics"}')
+    config = tiny_config(source, "train.steps=1")
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU, force=True)
+    assert load_run_table(tmp_path / "run", DOMAIN)[0] == config
+
+
+def test_a_run_can_be_read_and_go_on_from_any_folder(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BPETokenizer.train([b"some text"], 300).save(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = ("train.steps=1", "data.tokenizer=tokenizer.json")
+    train_run(DOMAIN, tiny_config(source.name, *settings), tmp_path / "run", device=CPU)
+    config, _ = load_run_table(tmp_path / "run", DOMAIN)
+    assert (config.data.source, config.data.tokenizer) == (
+        str(source), str(tmp_path / "tokenizer.json")
+    )  # fmt: skip
+    monkeypatch.chdir("elsewhere")
+    asked = tiny_config("../text.jsonl", "train.steps=1", "data.tokenizer=../tokenizer.json")
+    resume_run(DOMAIN, tmp_path / "run", asked=asked, device=CPU)
+    assert texts_for(tmp_path / "run", config, None)[0]
+
+
+def test_a_streamed_run_goes_on_with_its_own_tokenizer_and_opens_its_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
+        opened.append(skip)
+        yield from [b"a text of the hub"] * (90 - skip)
+
+    monkeypatch.setattr(corpus, "hub_documents", hub_documents)
+    monkeypatch.setattr(streams, "hub_documents", hub_documents)
+    BPETokenizer.train([b"some text"], 300).save(tmp_path)
+    tokenizer = f"data.tokenizer={tmp_path / 'tokenizer.json'}"
+    config = tiny_config("hf:some/set", tokenizer, "train.steps=4")
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-0000004")
+    (tmp_path / "tokenizer.json").unlink()
+    opened.clear()
+    resume_run(DOMAIN, tmp_path / "run", device=CPU)
+    assert len(opened) == 1
+
+
+def test_a_streamed_data_set_is_refused_with_a_tokenizer_that_loses_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "hub_documents", lambda source: iter([b"Capital"]))
+    BPETokenizer.train([b"some text"], 300).save(tmp_path)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    table["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    config = tiny_config("hf:some/set", f"data.tokenizer={tmp_path / 'tokenizer.json'}")
+    with pytest.raises(ValueError, match="does not give every text back"):
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_no_paths_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bytes", "bpe", "embedded", "hf:some"):
+        (tmp_path / name).write_text("a file of that name")
+    for source in ("embedded", "hf:some", "missing.txt", ""):
+        for tokenizer in ("bytes", "bpe", "missing.json", ""):
+            config = tiny_config(source, f"data.tokenizer={tokenizer}")
+            assert DOMAIN.absolute(config) == config
 
 
 def test_force_keeps_the_old_run_where_the_new_one_is_refused(tmp_path: Path, source: Path) -> None:

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +17,15 @@ import torch
 from tiny_language import CPU, tiny_config, write_documents
 from torch import Tensor, nn
 
-from titans_domains.checkpoints import TENSORS, WEIGHTS, CheckpointFolder, latest, load_tensors
+from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint, load_tensors
 from titans_domains.domain import Step
 from titans_domains.language import DOMAIN
-from titans_domains.language.streams import Batch
+from titans_domains.language.streams import Batch, Corpus
 from titans_domains.language.task import LanguageTask
+from titans_domains.log import read_table, trim_metrics
 from titans_domains.runs import resume_run, train_run
-from titans_domains.training import TrainConfig, train
+from titans_domains.train_config import TrainConfig
+from titans_domains.training import TrainingModule, train
 
 
 class KilledError(Exception):
@@ -53,7 +57,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
         ours, theirs = load_tensors(first / file), load_tensors(second / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
-    ours, theirs = (CheckpointFolder().load_checkpoint(path) for path in (first, second))
+    ours, theirs = (load_checkpoint(path) for path in (first, second))
     assert ours["cursor"] == theirs["cursor"]
     assert ours["global_step"] == theirs["global_step"]
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
@@ -97,7 +101,7 @@ def test_resumption_rests_on_carried_state_and_cursor(tmp_path: Path) -> None:
     config = tiny_config(write_documents(tmp_path / "text.jsonl"))
     train_run(DOMAIN, config, tmp_path / "run", device=CPU)
     for change in ("carried", "cursor", "random"):
-        checkpoint = CheckpointFolder().load_checkpoint(latest(tmp_path / "run/checkpoints"))
+        checkpoint = load_checkpoint(latest(tmp_path / "run/checkpoints"))
         assert change in checkpoint
     state = checkpoint["carried"]
     assert state[0][0][0][0].abs().sum() > 0  # a memory that has read
@@ -173,6 +177,12 @@ def test_padding_counts_no_tokens_and_bpe_counts_bytes(tmp_path: Path) -> None:
     assert step.tokens == 40
     expected = step.loss.item() / math.log(2) / task.bytes_per_token
     assert step.log["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_the_corpus_takes_a_byte_of_memory_for_a_byte_of_text(tmp_path: Path) -> None:
+    source = LanguageTask(tiny_config(write_documents(tmp_path / "text.jsonl")), CPU).streams.source
+    assert isinstance(source, Corpus)
+    assert {text.itemsize for text in source.texts} == {1}
 
 
 class HalvedTask(LanguageTask):
@@ -263,6 +273,72 @@ def test_figures_that_are_never_wanted_are_never_made(tmp_path: Path) -> None:
     assert not (tmp_path / "run/samples.txt").exists()
 
 
+def test_samples_of_steps_that_come_again_are_not_repeated(tmp_path: Path) -> None:
+    config = tiny_config(
+        write_documents(tmp_path / "text.jsonl"), "train.sample_every=1", "train.steps=4"
+    )
+    train_run(DOMAIN, config, tmp_path / "straight", device=CPU)
+    with pytest.raises(KilledError):
+        train_run(DOMAIN, config, tmp_path / "killed", device=CPU, show=kill_at(3))
+    resume_run(DOMAIN, tmp_path / "killed", device=CPU)
+    straight = (tmp_path / "straight/samples.txt").read_bytes()
+    assert straight.count(b"--- step ") == 4
+    assert (tmp_path / "killed/samples.txt").read_bytes() == straight
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n\n", "2,1.5", "2"])
+def test_a_log_with_a_last_line_that_is_none_is_mended(tmp_path: Path, end: str) -> None:
+    """An editor adds blank lines; a kill leaves half of one, which is written again."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,lr\n1,3.0,0.1\n2,2.0,0.1\n3,1.0,0.1\n" + end, newline="")
+    assert trim_metrics(path, 2) == ["step", "loss", "lr"]
+    assert read_table(path) == [["step", "loss", "lr"], ["1", "3.0", "0.1"], ["2", "2.0", "0.1"]]
+
+
+@pytest.mark.parametrize("row", ["one,3.0", "2", "2,3.0,4.0", "-1,3.0", ",3.0"])
+def test_a_log_with_a_row_that_is_none_is_named(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "metrics.csv"
+    content = f"step,loss\n{row}\n3,1.0\n"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"metrics.csv is damaged: '{row}' is no row of step,loss"):
+        trim_metrics(path, 5)
+    assert path.read_text() == content
+    path.write_bytes(b"step,loss\n\xff,2\n")
+    with pytest.raises(ValueError, match="is damaged: 'utf-8' codec"):
+        trim_metrics(path, 5)
+
+
+def test_ctrl_c_comes_out_as_it_went_in_and_may_come_again(tmp_path: Path) -> None:
+    def interrupt(step: int, row: dict[str, Any]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def leave(step: int, row: dict[str, Any]) -> None:
+        raise SystemExit(7)
+
+    with pytest.raises(SystemExit) as end:
+        resume_run(DOMAIN, tmp_path / "run", device=CPU, show=leave)
+    assert end.value.code == 7
+
+
+def test_a_run_that_grows_without_bound_stops_and_keeps_what_was_good(tmp_path: Path) -> None:
+    config = tiny_config(
+        write_documents(tmp_path / "text.jsonl"), "train.lr=1e15", "train.checkpoint_every=1"
+    )
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="of step [12] is not finite, and nothing of it was saved"):
+        train_run(DOMAIN, config, run, device=CPU)
+    for path in run.glob("checkpoints/*"):
+        weights = load_tensors(path / WEIGHTS)
+        assert all(w.isfinite().all() for w in weights.values())
+
+
 def test_schedule() -> None:
     config = TrainConfig(steps=100, warmup=10, min_lr=0.2)
     assert [config.rate(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
@@ -286,7 +362,11 @@ def test_schedule() -> None:
         ("warmup", -1, "train.warmup must be 0 or more: got -1."),
         ("clip", -0.1, "train.clip must be 0 or more: got -0.1."),
         ("lr", 0.0, "train.lr must be positive"),
-        ("lr", math.nan, "train.lr must be positive"),
+        *(
+            (name, value, f"train.{name} must be finite and at most 1e.15: got ")
+            for name in ("lr", "min_lr", "weight_decay", "clip")
+            for value in (math.nan, math.inf, 1e16)
+        ),
         ("min_lr", 1.5, "train.min_lr, its last share, between 0 and 1: got 0.002 and 1.5."),
     ],
 )
@@ -358,6 +438,9 @@ class ToyDomain:
     config_type = ToyConfig
     presets = {"one": ToyConfig()}  # noqa: RUF012
 
+    def absolute(self, config: ToyConfig) -> ToyConfig:
+        return config
+
     def task(self, config: ToyConfig, device: torch.device, folder: Path | None = None) -> ToyTask:
         assert folder is None or (folder / "extra.txt").read_text() == "toy"
         self.made = ToyTask(config)
@@ -370,6 +453,81 @@ def toy_config(steepness: float = 1.0, **settings: Any) -> ToyConfig:
         "checkpoint_every": 2, **settings,
     }  # fmt: skip
     return ToyConfig(train=TrainConfig(**settings), steepness=steepness)
+
+
+class BrokenTask(ToyTask):
+    """Finite until the fourth batch; then what is named is not."""
+
+    broken = ""
+
+    def step(self, batch: int, state: Running | None) -> Step:
+        step = super().step(batch, state)
+        if batch < 3:
+            return step
+        if self.broken == "loss":
+            return step._replace(loss=step.loss * math.nan)
+        if self.broken == "gradient":
+            # Infinite at 0, where the root itself is 0.
+            return step._replace(loss=step.loss + (0 * self.model.matrix.sum()).sqrt())
+        if self.broken == "carried state":
+            return step._replace(state=Running(torch.tensor(math.inf), None))
+        if self.broken == "weights":
+            self.model.matrix.data.fill_(math.inf)
+        return step
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("broken", ["loss", "gradient", "carried state", "weights"])
+def test_what_is_not_finite_stops_before_it_is_saved(
+    tmp_path: Path, broken: str, accumulate: int
+) -> None:
+    config = toy_config(accumulate=accumulate, checkpoint_every=1, valid_every=0)
+    task = BrokenTask(config)
+    task.broken = broken
+    step = 4 if accumulate == 1 else 2
+    kept = tmp_path / f"checkpoints/step-{step - 1:07d}"
+    sentence = (
+        f"The {broken} of step {step} is not finite, and nothing of it was saved: train anew with a "
+        f"smaller train.lr or train.clip; the last good checkpoint is {kept}."
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        train(task, config.train, tmp_path, device=CPU)
+    assert latest(tmp_path / "checkpoints") == kept
+    assert task.model.vector.isfinite().all()
+
+
+def test_what_is_not_finite_before_the_first_checkpoint_says_so(tmp_path: Path) -> None:
+    task = BrokenTask(toy_config(checkpoint_every=6))
+    task.broken = "loss"
+    with pytest.raises(ValueError, match="loss of step 4 .* there is no checkpoint yet"):
+        train(task, task.config.train, tmp_path, device=CPU)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+class UnevenTask(ToyTask):
+    """Batch n has n + 1 tokens and the figure n."""
+
+    def step(self, batch: int, state: Running | None) -> Step:
+        step = super().step(batch, state)
+        return step._replace(tokens=batch + 1, log={"loss": float(batch)})
+
+
+def test_the_log_of_a_step_is_the_mean_over_its_tokens(tmp_path: Path) -> None:
+    task = UnevenTask(toy_config(accumulate=2, valid_every=0, steps=2))
+    train(task, task.config.train, tmp_path, device=CPU)
+    losses = [float(row["loss"]) for row in rows_of(tmp_path)]
+    assert losses == pytest.approx([(0 * 1 + 1 * 2) / 3, (2 * 3 + 3 * 4) / 7])
+
+
+def test_what_is_carried_goes_on_where_the_model_is(tmp_path: Path) -> None:
+    task = ToyTask(toy_config())
+    task.model.to("meta")
+    module = TrainingModule(task, task.config.train, tmp_path)
+    module.on_load_checkpoint(
+        {"carried": (torch.ones(()), None), "cursor": {"next": 3}, "random": torch.get_rng_state()}
+    )
+    assert isinstance(module.carried, Running)
+    assert module.carried.total.device.type == "meta"
 
 
 def test_another_domain_trains_and_goes_on(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 EMBEDDED = "embedded"
 HUB = "hf:"
@@ -14,16 +15,17 @@ READERS = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 
 
 def documents(source: str) -> Iterator[bytes]:
-    """The documents of `source` as UTF-8: `embedded`, a file, a folder, or `hf:name[:split]`.
+    """The documents of `source` as UTF-8: `embedded`, a file, a folder, or one of `hub_parts`.
 
-    A text file is one document, a line of .jsonl and a row of .parquet are one each (their `text`).
+    A text file is one document, a line of .jsonl and a row of .parquet are one each (their `text`),
+    and blank ones are left out.
     """
     if source == EMBEDDED:
         from pydoc_data.topics import topics
 
         yield from (topics[name].encode() for name in sorted(topics))
     elif source.startswith(HUB):
-        yield from (text for text in hub_documents(source) if text)
+        yield from filled(hub_documents(source), source)
     elif not source:
         # As a path it would be the working folder.
         raise ValueError("data is an empty name: give a path, 'embedded' or 'hf:NAME'.")
@@ -43,17 +45,33 @@ def path_documents(path: Path) -> Iterator[bytes]:
         for file in files:
             yield from path_documents(file)
     elif path.suffix == ".jsonl":
-        yield from json_documents(path)
+        yield from filled(json_documents(path), str(path))
     elif path.suffix == ".parquet":
-        yield from parquet_documents(path)
+        yield from filled(parquet_documents(path), str(path))
     else:
         yield checked(path.read_bytes(), str(path))
+
+
+def filled(texts: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """The texts that are not blank; ValueError where none is left."""
+    count = 0
+    for text in texts:
+        if text.strip():
+            count += 1
+            yield text
+    if not count:
+        raise ValueError(f"{name} is empty: none of its rows holds a text.")
 
 
 def checked(text: bytes, name: str) -> bytes:
     """The text if it is some; ValueError for empty and binary ones."""
     if not text.strip():
         raise ValueError(f"{name} is empty: give a text with at least one sequence in it.")
+    return decodable(text, name)
+
+
+def decodable(text: bytes, name: str) -> bytes:
+    """The text if it is none or some; ValueError for binary ones."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -65,7 +83,6 @@ def checked(text: bytes, name: str) -> bytes:
 
 def json_documents(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        count = 0
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -74,13 +91,10 @@ def json_documents(path: Path) -> Iterator[bytes]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{name} is not JSON: {error}.") from None
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
                 raise ValueError(f"{name} must be an object with a string 'text'.")
-            count += 1
             # JSON can escape half a letter, which no text may hold.
-            yield checked(row["text"].encode(errors="surrogatepass"), name)
-    if not count:
-        raise ValueError(f"{path} is empty: it holds no line of JSON.")
+            yield decodable((row["text"] or "").encode(errors="surrogatepass"), name)
 
 
 def parquet_documents(path: Path) -> Iterator[bytes]:
@@ -93,42 +107,78 @@ def parquet_documents(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path} is not a Parquet file: {error}.") from None
     if "text" not in table.schema_arrow.names:
         raise ValueError(f"{path} must have a column 'text': it has {table.schema_arrow.names}.")
-    if not table.metadata.num_rows:
-        raise ValueError(f"{path} is empty: it holds no row.")
     row = 0
     for batch in table.iter_batches(columns=["text"]):
         for value in batch.column(0).to_pylist():
             name = f"{path}, row {row}"
             if not isinstance(value, str | None):
                 raise ValueError(f"{name} must be a string: got {type(value).__name__}.")
-            yield checked((value or "").encode(), name)
+            yield decodable((value or "").encode(), name)
             row += 1
 
 
 def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
     """Streams a Hugging Face data set, from row `skip` on; a blank row is an empty document."""
-    name, _, split = source.removeprefix(HUB).partition(":")
+    name, config, split = hub_parts(source)
     from huggingface_hub import constants
 
     try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        # Through a proxy the hub can be reached where its name means nothing here.
+        if not getproxies().keys() & {"http", "https", "all"}:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
         # Offline the hub client takes what it has kept; else it would retry for half a minute.
         os.environ["HF_HUB_OFFLINE"] = constants.HF_HUB_OFFLINE = "1"  # type: ignore[assignment]
     import datasets
 
+    number = skip
     try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-        rows = rows.skip(skip)
+        rows = iter(datasets.load_dataset(name, config, split=split, streaming=True).skip(skip))
+        row = next(rows, None)
     except Exception as error:  # the hub client raises many unrelated kinds
         raise ConnectionError(
             f"The data set {name!r} could not be opened: {_first_line(error)}. Check the name and "
             "the network, or give a file with --data."
         ) from None
-    for number, row in enumerate(rows, skip):
-        if not isinstance(row.get("text"), str):
-            raise ValueError(f"{name} must have a column 'text': row {number} has {sorted(row)}.")
-        yield row["text"].encode() if row["text"].strip() else b""
+    if row is None and not skip:
+        raise ValueError(f"The data set {source!r} is empty: it has no row.")
+    while row is not None:
+        text = row.get("text", 0)
+        if not isinstance(text, str | None):
+            raise ValueError(
+                f"{name} must have a column 'text' of strings: row {number} has {sorted(row)}."
+            )
+        yield text.encode() if text and text.strip() else b""
+        number += 1
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise ConnectionError(
+                f"The data set {name!r} could not be read on at row {number}: {_first_line(error)}. "
+                "Check the network and try again; a run goes on with --resume."
+            ) from None
+
+
+def hub_parts(source: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT."""
+    name, *rest = source.removeprefix(HUB).split(":")
+    if not all([name, *rest]) or len(rest) > 2:
+        raise ValueError(
+            f"A data set must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT: got {source!r}."
+        )
+    *config, split = rest or ["train"]
+    return name, config[0] if config else None, split
+
+
+def first_documents(source: str, count: int) -> list[bytes]:
+    """The documents that hold the first `count` bytes of a data set; the last may be cut."""
+    texts, size = [], 0
+    for text in documents(source):
+        texts.append(text)
+        size += len(text)
+        if size >= count:
+            break
+    return first_bytes(texts, count)
 
 
 def _first_line(error: Exception) -> str:

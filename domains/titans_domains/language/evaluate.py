@@ -113,7 +113,8 @@ def report(
 ) -> dict[str, Any]:
     """Bits per byte in every mode the model has, and the floors of the same texts.
 
-    The static n-gram needs the training texts; without them (None) it is left out.
+    Without the training texts (None) the static n-gram is left out, and the adaptive one begins at
+    nothing.
     """
     scores = {
         f"{model.backbone.config.mixer}, {describe(mode, window)}": bits_per_byte(
@@ -123,7 +124,7 @@ def report(
     }
     return {
         "bits_per_byte": scores,
-        "floors": floors(b"".join(training or []), b"".join(texts)),
+        "floors": floors(b"".join(training or []), *texts),
         "bytes": sum(map(len, texts)),
     }
 

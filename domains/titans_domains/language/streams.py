@@ -4,8 +4,9 @@ B rows, T tokens of a sequence. A document starts afresh at a multiple of `grid`
 the gap before it is masked.
 """
 
+from collections import deque
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -54,7 +55,6 @@ class Corpus:
                 first = int(random.integers(1, self.share + 1))
                 cuts = [0, *(first + self.share * i for i in range(inner)), len(text)]
                 cuts = sorted({min(cut, len(text)) for cut in cuts})
-                cuts = [0, *cuts[1:]]
                 # One cut more or less would change the number of parts.
                 while len(cuts) < inner + 2:
                     widest = int(np.argmax(np.diff(cuts)))
@@ -68,9 +68,9 @@ class Corpus:
             self._cut(epoch)
         document, first, last = self.pieces[index]
         text = self.texts[document]
-        before = text[first - 1 : first] if first else [self.end]
-        after = [self.end] if last == len(text) else []
-        return np.concatenate([before, text[first:last], after]).astype(np.int64)
+        part = np.full(last - first + 2, self.end, np.int64)
+        part[0 if first else 1 : -1] = text[max(first - 1, 0) : last]
+        return part if last == len(text) else part[:-1]
 
 
 class Hub:
@@ -82,8 +82,11 @@ class Hub:
         self.rows: Iterator[bytes] = iter(())
 
     def part(self, number: int) -> np.ndarray:
-        if number != self.next:
+        if self.next < 0 or number < self.next:
             self.rows = hub_documents(self.source, skip=number)
+        else:
+            # Reading past a few rows costs less than opening the data set again.
+            deque(islice(self.rows, number - self.next), maxlen=0)
         self.next = number + 1
         text = next(self.rows, None)
         if text is None:
@@ -112,12 +115,20 @@ class Streams:
         """Batches from `cursor` on, or from the start, each with the cursor after it."""
         if cursor is None:
             cursor = {"next": 0, "rows": [[-1, 0]] * self.rows}
+        if len(cursor["rows"]) != self.rows:
+            raise ValueError(
+                f"train.batch_size must be that of the run, {len(cursor['rows'])} rows: got "
+                f"{self.rows}."
+            )
+        return self._batches(cursor)
+
+    def _batches(self, cursor: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
         following = cursor["next"]
+        # In ascending order, so that a streamed source is gone through once.
+        numbers = sorted({number for number, _ in cursor["rows"] if number >= 0})
+        parts = {-1: np.zeros(0, np.int64)} | {n: self.source.part(n) for n in numbers}
         # Per row: number of the part, tokens of it already read, the part.
-        reading: list[tuple[int, int, np.ndarray]] = [
-            (number, at, self.source.part(number) if number >= 0 else np.zeros(0, np.int64))
-            for number, at in cursor["rows"]
-        ]
+        reading = [(number, at, parts[number]) for number, at in cursor["rows"]]
         while True:
             inputs = np.zeros((self.rows, self.length), np.int64)
             targets, mask = inputs.copy(), np.zeros(inputs.shape, bool)

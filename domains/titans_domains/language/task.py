@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,20 @@ from titans_domains.language.evaluate import bits_per_byte, modes_of
 from titans_domains.language.generate import as_text, generate
 from titans_domains.language.model import LanguageModel, next_token_loss
 from titans_domains.language.streams import Batch, Corpus, Hub, Source, Streams
-from titans_domains.language.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from titans_domains.language.tokenizers import (
+    TOKENIZERS,
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
 from titans_domains.runs import load_run_table
-from titans_domains.training import TrainConfig
+from titans_domains.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    source: str = corpus.EMBEDDED  # embedded, a file, a folder, or hf:NAME[:SPLIT]
+    # embedded, a file, a folder, hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT
+    source: str = corpus.EMBEDDED
     tokenizer: str = "bytes"  # bytes, bpe, or the path of a tokenizer file
     vocab_size: int = 4096  # of a BPE that is trained on the corpus
     seq_len: int = 256
@@ -51,7 +57,12 @@ class LanguageConfig:
 
 LANGUAGE_PRESETS: dict[str, LanguageConfig] = {
     "tiny": LanguageConfig(train=TrainConfig(steps=300, batch_size=16, lr=4e-3, valid_every=100)),
-    "small": LanguageConfig(model=PRESETS["small"]),
+    # As benchmarks/tinyshakespeare.py has it, whose figure is in the README.
+    "small": LanguageConfig(
+        model=PRESETS["small"],
+        data=DataConfig(seq_len=512),
+        train=TrainConfig(batch_size=8, lr=4e-3, warmup=20),
+    ),
     **{
         name: LanguageConfig(
             model=PRESETS[name],
@@ -80,7 +91,7 @@ class LanguageTask:
         self.data_sha256: str | None = None
         self.bytes_per_token: float | None = None
         streamed = config.data.source.startswith(corpus.HUB)
-        source = self._hub() if streamed else self._corpus(folder)
+        source = self._hub(folder) if streamed else self._corpus(folder)
         self.streams = Streams(
             source,
             rows=config.train.batch_size,
@@ -97,13 +108,17 @@ class LanguageTask:
                 "train.carry away."
             )
 
-    def _hub(self) -> Source:
+    def _hub(self, folder: Path | None) -> Source:
         data = self.config.data
         if data.tokenizer == "bpe":
             raise ValueError("A BPE cannot be trained on a streamed data set: give its file.")
-        # Opens it now, so that a wrong name is said before a run begins.
-        next(corpus.hub_documents(data.source))
-        self.tokenizer: Tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, ())
+        if folder is None:
+            # Opens it now, so that a wrong name is said before a run begins.
+            first = next(corpus.hub_documents(data.source))
+            self.tokenizer: Tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, ())
+            self.tokenizer.encode(first)
+        else:
+            self.tokenizer = load_tokenizer(data.tokenizer, folder)
         if data.tokenizer == "bytes":
             self.bytes_per_token = 1.0
         self.amount = "streamed"
@@ -117,7 +132,7 @@ class LanguageTask:
             self.tokenizer = make_tokenizer(data.tokenizer, data.vocab_size, texts)
         else:
             self.tokenizer = load_tokenizer(data.tokenizer, folder)
-        ids = [self.tokenizer.encode(text) for text in texts]
+        ids = [self.tokenizer.encode(text, self.tokenizer.smallest) for text in texts]
         count = sum(map(len, ids))
         if count < data.seq_len:
             raise ValueError(
@@ -181,6 +196,16 @@ class LanguageDomain:
     config_type = LanguageConfig
     presets = LANGUAGE_PRESETS
 
+    def absolute(self, config: LanguageConfig) -> LanguageConfig:
+        data = config.data
+        source, tokenizer = data.source, data.tokenizer
+        named = source == corpus.EMBEDDED or source.startswith(corpus.HUB)
+        if source and not named and Path(source).exists():
+            source = str(Path(source).resolve())
+        if tokenizer not in TOKENIZERS and Path(tokenizer).is_file():
+            tokenizer = str(Path(tokenizer).resolve())
+        return replace(config, data=replace(data, source=source, tokenizer=tokenizer))
+
     def task(
         self, config: LanguageConfig, device: torch.device, folder: Path | None = None
     ) -> LanguageTask:
@@ -188,6 +213,9 @@ class LanguageDomain:
 
 
 DOMAIN = LanguageDomain()
+
+HUB_BYTES = 2**20
+"""Bytes of a streamed data set that are evaluated; it may have no end."""
 
 
 def load_run(run: Path, device: torch.device) -> tuple[LanguageModel, Tokenizer, LanguageConfig]:
@@ -220,6 +248,8 @@ def texts_for(
                     raise ValueError(f"{config.data.source} has changed since {run} was trained.")
                 training = None
     if source is not None:
+        if source.startswith(corpus.HUB):
+            return training, corpus.first_documents(source, HUB_BYTES)
         return training, list(corpus.documents(source))
     if not held_out:
         raise ValueError(f"{run} held no text out: give one with --data.")

@@ -1,21 +1,32 @@
 """Tokenizers: raw bytes, or byte-level BPE by Hugging Face `tokenizers`."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 FILE = "tokenizer.json"
 
 
+TOKENIZERS = ("bytes", "bpe")
+"""Those without a file of their own."""
+
+
 class Tokenizer(Protocol):
-    """Ids of a document's bytes; `end` is the id that stands before and after every document."""
+    """Ids of a document's bytes; `end` is the id that stands before and after every document.
+
+    No text is encoded with it, and `decode` gives every encoded text back. `smallest` is the type of
+    a number that takes the least memory.
+    """
 
     vocab_size: int
     end: int
+    smallest: np.dtype
 
-    def encode(self, text: bytes) -> np.ndarray: ...
+    def encode(self, text: bytes, kind: npt.DTypeLike = np.int64) -> np.ndarray: ...
 
     def decode(self, ids: Iterable[int]) -> bytes: ...
 
@@ -27,9 +38,10 @@ class ByteTokenizer:
 
     vocab_size = 257
     end = 256
+    smallest = np.dtype(np.uint8)
 
-    def encode(self, text: bytes) -> np.ndarray:
-        return np.frombuffer(text, np.uint8).astype(np.int64)
+    def encode(self, text: bytes, kind: npt.DTypeLike = np.int64) -> np.ndarray:
+        return np.frombuffer(text, np.uint8).astype(kind, copy=False)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return bytes(i for i in ids if i < 256)
@@ -70,6 +82,10 @@ class BPETokenizer:
         if end is None:
             raise ValueError(f"{source} must have the token <|endoftext|>: it has none.")
         self.end, self.vocab_size = end, len(self.pieces)
+        self.smallest = np.min_scalar_type(self.vocab_size - 1)
+        self.source = source
+        # What stands in a text is text, whichever name a special token has.
+        self.model.encode_special_tokens = True
 
     @classmethod
     def train(cls, texts: Iterable[bytes], vocab_size: int) -> "BPETokenizer":
@@ -91,14 +107,28 @@ class BPETokenizer:
         made._take("the trained tokenizer")
         return made
 
-    def encode(self, text: bytes) -> np.ndarray:
-        return np.asarray(self.model.encode(text.decode(), add_special_tokens=False).ids, np.int64)
+    def encode(self, text: bytes, kind: npt.DTypeLike = np.int64) -> np.ndarray:
+        """ValueError for a text that these tokens would not give back."""
+        ids = self.model.encode(text.decode(), add_special_tokens=False).ids
+        if (back := self.decode(ids)) != text:
+            at = next(i for i, (a, b) in enumerate(zip_longest(text, back)) if a != b)
+            near = slice(max(at - 10, 0), at + 20)
+            raise ValueError(
+                f"{self.source} does not give every text back: of {_shown(text[near])} it makes "
+                f"{_shown(back[near])}. Take one that neither changes letters nor adds blanks, or train "
+                "one with data.tokenizer=bpe."
+            )
+        return np.asarray(ids, kind)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.pieces[i] for i in ids)
 
     def save(self, folder: Path) -> None:
         self.model.save(str(folder / FILE))
+
+
+def _shown(text: bytes) -> str:
+    return repr(text.decode(errors="ignore"))
 
 
 def _letters() -> dict[str, int]:

@@ -21,7 +21,9 @@ from titans_domains.language.corpus import (
     documents,
     fingerprint,
     first_bytes,
+    first_documents,
     hub_documents,
+    hub_parts,
     split_documents,
 )
 
@@ -83,10 +85,14 @@ BAD = {
     "JSON list": ("t.jsonl", b'{"text": "a"}\n["a"]\n', "line 2 must be an object with a string"),
     "JSON number": ("t.jsonl", b'{"text": 3}', "line 1 must be an object with a string 'text'"),
     "JSON without text": ("t.jsonl", b'{"body": "a"}', "line 1 must be an object with a string"),
-    "JSON blank text": ("t.jsonl", b'{"text": "a"}\n{"text": " "}', "line 2 is empty"),
+    "JSON blank texts": (
+        "t.jsonl",
+        b'{"text": ""}\n{"text": " "}',
+        "none of its rows holds a text",
+    ),
     "JSON zero": ("t.jsonl", b'{"text": "a\\u0000"}', "line 1 must be text: byte 1 is 0"),
     "JSON half a letter": ("t.jsonl", b'{"text": "\\ud83d"}', "line 1 must be UTF-8 text"),
-    "JSON empty": ("t.jsonl", b"\n\n", "is empty: it holds no line of JSON"),
+    "JSON empty": ("t.jsonl", b"\n\n", "is empty: none of its rows holds a text"),
     "no Parquet": ("t.parquet", b"PAR1 and no more", "is not a Parquet file"),
 }
 
@@ -108,14 +114,22 @@ def test_parquet_must_have_a_column_of_texts(tmp_path: Path) -> None:
     for columns, sentence in (
         ({"body": ["a"]}, r"must have a column 'text': it has \['body'\]"),
         ({"text": [1, 2]}, "row 0 must be a string: got int"),
-        ({"text": pyarrow.array([], pyarrow.string())}, "is empty: it holds no row"),
-        ({"text": ["a", None]}, "row 1 is empty"),
+        ({"text": pyarrow.array([], pyarrow.string())}, "is empty: none of its rows holds"),
+        ({"text": ["", None, " "]}, "is empty: none of its rows holds a text"),
         ({"text": ["a", "b", "c\0"]}, "row 2 must be text"),
     ):
         write_parquet(path, **columns)
         with pytest.raises(ValueError, match=sentence):
             read(path)
     write_parquet(path, text=pyarrow.array(["a", "b"], pyarrow.large_string()))
+    assert read(path) == [b"a", b"b"]
+
+
+def test_blank_rows_are_left_out(tmp_path: Path) -> None:
+    lines = b'{"text": " "}\n{"text": "a"}\n{"text": null}\n{"text": "\\n"}\n{"text": "b"}'
+    (tmp_path / "t.jsonl").write_bytes(lines)
+    assert read(tmp_path / "t.jsonl") == [b"a", b"b"]
+    path = write_parquet(tmp_path / "t.parquet", text=["", "a", None, " \n", "b"])
     assert read(path) == [b"a", b"b"]
 
 
@@ -144,16 +158,22 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return Streamed(count)
 
         def __iter__(self) -> Iterator[dict[str, Any]]:
-            return iter(content[self.skipped :])
+            for row in content[self.skipped :]:
+                if "raised" in row:
+                    raise row["raised"]
+                yield row
 
-    def load_dataset(name: str, split: str, streaming: bool) -> Streamed:
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Streamed:
         assert streaming
-        if (name, split) != ("some/set", "train"):
-            raise RuntimeError(f"no {name} with {split}\nand a second line")
+        if (name, split) != ("some/set", "train") or config not in (None, "en"):
+            raise RuntimeError(f"no {name} with {config} and {split}\nand a second line")
         return Streamed()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     return content
 
 
@@ -165,8 +185,8 @@ def test_a_data_set_is_read_from_a_row_on(rows: list[dict[str, Any]]) -> None:
 
 
 def test_a_data_set_without_text_is_named(rows: list[dict[str, Any]]) -> None:
-    rows += [{"text": "one"}, {"body": "two", "id": 2}]
-    with pytest.raises(ValueError, match=r"must have a column 'text': row 1 has \['body', 'id'\]"):
+    rows += [{"text": "one"}, {"text": None}, {"body": "two", "id": 2}]
+    with pytest.raises(ValueError, match=r"column 'text' of strings: row 2 has \['body', 'id'\]"):
         list(hub_documents("hf:some/set"))
 
 
@@ -175,9 +195,69 @@ def test_a_data_set_that_cannot_be_opened_is_a_connection_error_of_one_line() ->
     with pytest.raises(ConnectionError) as caught:
         list(documents("hf:some/set:test"))
     assert str(caught.value) == (
-        "The data set 'some/set' could not be opened: no some/set with test. Check the name and the "
+        "The data set 'some/set' could not be opened: no some/set with None and test. Check the name and the "
         "network, or give a file with --data."
     )
+
+
+def test_a_configuration_stands_before_the_split(rows: list[dict[str, Any]]) -> None:
+    rows.append({"text": "one"})
+    assert list(hub_documents("hf:some/set:en:train")) == [b"one"]
+    with pytest.raises(ConnectionError, match="no some/set with de and train"):
+        list(hub_documents("hf:some/set:de:train"))
+    assert hub_parts("hf:a/b") == ("a/b", None, "train")
+    assert hub_parts("hf:a/b:test") == ("a/b", None, "test")
+    assert hub_parts("hf:a/b:c:test") == ("a/b", "c", "test")
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf::train", "hf:a:", "hf:a::train", "hf:a:b:c:d"])
+def test_a_data_set_without_a_name_is_refused(source: str) -> None:
+    sentence = "A data set must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT: got '{}'."
+    with pytest.raises(ValueError, match=sentence.format(source)):
+        list(documents(source))
+
+
+@pytest.mark.parametrize("error", [OSError("cut off\nand so on"), RuntimeError(), KeyError("a")])
+def test_a_hub_that_fails_while_it_is_read_costs_a_sentence(
+    rows: list[dict[str, Any]], error: Exception
+) -> None:
+    rows += [{"text": "one"}, {"text": "two"}, {"raised": error}]
+    read = hub_documents("hf:some/set", skip=1)
+    assert next(read) == b"two"
+    with pytest.raises(ConnectionError, match="'some/set' could not be read on at row 2") as caught:
+        next(read)
+    assert "\n" not in str(caught.value)
+    # The first row is fetched as the data set is opened.
+    with pytest.raises(ConnectionError, match="'some/set' could not be opened"):
+        next(hub_documents("hf:some/set", skip=2))
+
+
+def test_an_empty_data_set_costs_a_sentence(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="The data set 'hf:some/set' is empty: it has no row"):
+        next(hub_documents("hf:some/set"))
+    rows.append({"text": " "})
+    with pytest.raises(ValueError, match="hf:some/set is empty: none of its rows holds a text"):
+        list(documents("hf:some/set"))
+    assert list(hub_documents("hf:some/set", skip=1)) == []
+
+
+def test_the_first_bytes_of_a_data_set_are_all_that_is_read(rows: list[dict[str, Any]]) -> None:
+    rows += [{"text": "one"}, {"text": ""}, {"text": "two"}, {"raised": OSError("too far")}]
+    assert first_documents("hf:some/set", 5) == [b"one", b"tw"]
+
+
+def test_through_a_proxy_no_name_is_looked_up(
+    rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any) -> None:
+        raise socket.gaierror("no network")
+
+    rows.append({"text": "one"})
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    assert list(hub_documents("hf:some/set")) == [b"one"]
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_without_a_network_the_hub_is_not_waited_for(
@@ -203,7 +283,11 @@ def test_without_a_network_the_real_hub_client_gives_a_connection_error(tmp_path
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)},
+        env={
+            **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+            "HF_ENDPOINT": "https://hub.invalid",
+            "HF_HOME": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -131,6 +131,22 @@ def test_only_adaptive_counts_go_on_through_test() -> None:
     assert ngram_bits_per_byte(PROSE, twice, adaptive=True) < 0.7 * static_twice
 
 
+@pytest.mark.parametrize("continuation", [False, True])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 5, 9])
+@pytest.mark.parametrize("train", [PROSE[:150], NOISE[:3], b""], ids=["prose", "short", "none"])
+def test_every_text_begins_anew(
+    train: bytes, order: int, adaptive: bool, continuation: bool
+) -> None:
+    if not (train or adaptive):
+        return
+    texts = [PROSE[150:190], b"a", PROSE[150:200], b"ababab", NOISE[:30], train or b"b"]
+    settings = {"order": order, "adaptive": adaptive, "continuation": continuation}
+    got = ngram_bits_per_byte(train, *texts, **settings)
+    alone = [slow_bits_per_byte(train, text, *settings.values()) * len(text) for text in texts]
+    assert got == pytest.approx(sum(alone) / sum(map(len, texts)), rel=0, abs=1e-9)
+
+
 def test_compressed_size_is_that_of_what_decodes_to_the_text() -> None:
     # Long and repetitive enough that weaker settings of either compressor give other sizes.
     text = b" ".join(random.Random(3).choices(PROSE.split(), k=4000))
@@ -159,18 +175,30 @@ def test_floors_are_named_and_leave_static_out_without_train() -> None:
         "gzip -9": compressed_bits_per_byte(test, "gzip"),
         "xz -9e": compressed_bits_per_byte(test, "xz"),
     }
-    assert list(floors(b"", test)) == ["order-5 n-gram, adaptive", "gzip -9", "xz -9e"]
+    without = "order-5 n-gram, adaptive, without the training text"
+    assert list(floors(b"", test)) == [without, "gzip -9", "xz -9e"]
+    assert floors(b"", test)[without] == ngram_bits_per_byte(b"", test, adaptive=True)
+
+
+def test_floors_of_several_texts() -> None:
+    train, texts = PROSE[:200], (PROSE[200:240], PROSE[200:])
+    got = floors(train, *texts)
+    for name, adaptive in (("static", False), ("adaptive", True)):
+        bits = ngram_bits_per_byte(train, *texts, adaptive=adaptive)
+        assert got[f"order-5 n-gram, {name}"] == bits
+    assert got["gzip -9"] == compressed_bits_per_byte(b"".join(texts), "gzip")
+    assert got["xz -9e"] == compressed_bits_per_byte(b"".join(texts), "xz")
 
 
 def test_nothing_to_measure_or_to_count_is_refused() -> None:
-    with pytest.raises(ValueError, match="test must hold at least one byte"):
+    with pytest.raises(ValueError, match="text must hold at least one byte"):
         compressed_bits_per_byte(b"", "gzip")
-    with pytest.raises(ValueError, match="test must hold at least one byte"):
+    with pytest.raises(ValueError, match="text must hold at least one byte"):
         compressed_bits_per_byte(b"", "xz")
     for adaptive in (False, True):
-        with pytest.raises(ValueError, match="test must hold at least one byte"):
+        with pytest.raises(ValueError, match="text must hold at least one byte"):
             ngram_bits_per_byte(PROSE, b"", adaptive=adaptive)
-    with pytest.raises(ValueError, match="test must hold at least one byte"):
+    with pytest.raises(ValueError, match="text must hold at least one byte"):
         floors(PROSE, b"")
     with pytest.raises(ValueError, match="train is empty"):
         ngram_bits_per_byte(b"", PROSE, adaptive=False)

@@ -196,6 +196,33 @@ def test_a_hub_goes_on_from_any_cursor(hub: list[tuple[str, int]]) -> None:
         assert cursor == straight[at + 1][1]
 
 
+def test_a_resumed_hub_is_opened_once(hub: list[tuple[str, int]]) -> None:
+    resumed = Streams(Hub("hf:some/set", ByteTokenizer()), rows=3, length=4, grid=4)
+    # Out of order, with gaps between, and one finished row.
+    batch, _ = next(resumed.batches({"next": 8, "rows": [[7, 2], [1, 8], [4, 3]]}))
+    assert batch.inputs.tolist() == [[*b"xxxx"], [END, *b"xxx"], [*b"xxxx"]]
+    assert batch.targets[2].tolist() == [*b"xxx", END]
+    assert hub == [("hf:some/set", 1)]
+
+
+def test_a_cursor_of_another_batch_size_is_refused() -> None:
+    cursor = next(numbered(rows=3).batches())[1]
+    for rows in (2, 4):
+        sentence = f"train.batch_size must be that of the run, 3 rows: got {rows}"
+        with pytest.raises(ValueError, match=sentence):
+            next(numbered(rows=rows).batches(cursor))
+
+
+def test_a_corpus_may_hold_its_tokens_in_their_smallest_type() -> None:
+    small = [ByteTokenizer().encode(text.encode(), ByteTokenizer().smallest) for text in DOCUMENTS]
+    assert {x.dtype for x in small} == {np.dtype(np.uint8)}
+    ours, theirs = Corpus(small, END, 3, seed=1), Corpus(texts(), END, 3, seed=1)
+    for number in range(2 * ours.count):
+        part = ours.part(number)
+        assert part.dtype == np.int64
+        assert part.tolist() == theirs.part(number).tolist()
+
+
 def test_a_hub_that_ends_says_so(hub: list[tuple[str, int]]) -> None:
     endless = Streams(Hub("hf:some/set", ByteTokenizer()), rows=1, length=8, grid=8).batches()
     with pytest.raises(ValueError, match="hf:some/set ended after 9 documents; ask for fewer"):

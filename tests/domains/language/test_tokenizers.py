@@ -1,6 +1,7 @@
 """Tokenizers: every text comes back byte for byte, and what is no tokenizer is named."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ TEXTS = [
     b"",
     "\u00a0\u200b\ufeffodd blanks".encode(),
     b"<|endoftext|",
+    b"one<|endoftext|>two",
     bytes(range(1, 128)),
 ]
 BPE = BPETokenizer.train([text.encode() for text in DOCUMENTS], 400)
@@ -81,6 +83,67 @@ def test_the_same_texts_train_the_same_bpe() -> None:
     assert isinstance(again, BPETokenizer)
     assert again.pieces == BPE.pieces
     assert make_tokenizer("bytes", 0, ()).vocab_size == 257
+
+
+def changed(**parts: Any) -> str:
+    return json.dumps({**json.loads(BPE.model.to_str()), **parts})
+
+
+LOSSY = {
+    "lower case": ({"normalizer": {"type": "Lowercase"}}, "GRÖSSE", "'GRÖSSE' it makes 'grösse'"),
+    "composed": ({"normalizer": {"type": "NFC"}}, "e\u0301", "'e\u0301' it makes 'é'"),
+    "stripped": (
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        " a ", "' a ' it makes 'a'",
+    ),
+    "blank before": (
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
+        "word", "'word' it makes ' word'",
+    ),
+    "cut": (
+        {
+            "truncation": {
+                "max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+            }
+        },
+        "zzzz", "'zzzz' it makes 'zz'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "text", "sentence"), LOSSY.values(), ids=LOSSY)
+def test_a_tokenizer_that_does_not_give_the_text_back_is_refused(
+    tmp_path: Path, parts: dict[str, Any], text: str, sentence: str
+) -> None:
+    path = tmp_path / FILE
+    path.write_text(changed(**parts))
+    tokenizer = make_tokenizer(str(path), 0, ())
+    with pytest.raises(ValueError, match=re.escape(f"give every text back: of {sentence}. Take")):
+        tokenizer.encode(text.encode())
+    # Where nothing is lost there is nothing to refuse.
+    if "normalizer" in parts:
+        assert tokenizer.decode(tokenizer.encode(b"a").tolist()) == b"a"
+
+
+def test_an_end_that_stands_in_a_text_is_text_in_a_saved_tokenizer_too(tmp_path: Path) -> None:
+    BPE.save(tmp_path)
+    ids = load_tokenizer("bpe", tmp_path).encode(b"a<|endoftext|>b")
+    assert BPE.end not in ids
+    assert BPE.decode(ids.tolist()) == b"a<|endoftext|>b"
+
+
+def test_the_smallest_type_holds_every_token() -> None:
+    assert BPE.smallest == "uint16"
+    small = BPE.encode(DOCUMENTS[0].encode(), BPE.smallest)
+    assert small.dtype == "uint16"
+    assert small.tolist() == BPE.encode(DOCUMENTS[0].encode()).tolist()
+    text = b"no copy of the text"
+    assert not ByteTokenizer().encode(text, ByteTokenizer().smallest).flags.owndata
 
 
 def wordpiece() -> str:

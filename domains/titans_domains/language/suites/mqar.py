@@ -23,10 +23,11 @@ from titans_domains.language.model import LanguageModel
 
 IGNORED = -100
 
+POWER = 0.01
+"""Where a pair is asked for: its chance falls with the distance, as Zoology has it."""
 
-def mqar(
-    rows: int, length: int, pairs: int, vocab_size: int, seed: int, power: float = 0.01
-) -> tuple[Tensor, Tensor]:
+
+def mqar(rows: int, length: int, pairs: int, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets [rows, length]. Keys are the lower half of the vocabulary, without 0."""
     space = (length - 2 * pairs) // 2
     if pairs < 1 or space < pairs:
@@ -40,7 +41,7 @@ def mqar(
     random = np.random.default_rng(seed)
     inputs = np.zeros((rows, length), np.int64)
     targets = np.full((rows, length), IGNORED, np.int64)
-    chances = power * np.arange(1, space + 1) ** (power - 1)
+    chances = np.arange(1, space + 1) ** (POWER - 1)
     chances /= chances.sum()
     for row in range(rows):
         keys = random.choice(np.arange(1, half), pairs, replace=False)
