@@ -1,6 +1,7 @@
 """`titans info`: what is installed and what can run, for the eye and for scripts."""
 
 import json
+import os
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -100,3 +101,14 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch, inf
     rows = {line.split()[0]: line for line in info().splitlines()}
     assert rows["triton"].endswith("  cannot run here: no GPU")
     assert rows["chunked"].endswith("  can run here")
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_leave_the_machine_to_others_unless_asked(
+    info: Info, monkeypatch: pytest.MonkeyPatch, given: str | None, taken: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    info()
+    assert os.environ["OMP_WAIT_POLICY"] == taken

@@ -180,7 +180,7 @@ def test_inputs_of_another_width_are_refused(setting: Setting) -> None:
         ("memory", {"num_heads": 0}, "memory.num_heads must be at least 1"),
         ("memory", {"conv_size": 1}, "must be 0 or at least 2"),
         ("memory", {"max_step_size": 0}, "must be positive"),
-        ("memory", {"max_surprise": -1}, "must be positive, or none"),
+        ("memory", {"max_surprise": -1}, "must be positive and finite in float32, or none"),
         ("memory", {"forget": "all"}, "'initial', 'zero' or 'none'"),
         ("memory", {"gates": "one"}, "'layer' or 'shared'"),
         ("memory", {"num_heads": 3}, "multiple of memory.num_heads = 3"),
