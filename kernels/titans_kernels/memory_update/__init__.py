@@ -90,7 +90,8 @@ def memory_update(
         initial = tuple(w.to(dtype) for w in initial)
         if start is not None:
             check_state(start, initial, 1, "start", rule)
-        start = fresh_state(initial, 1, rule=rule, start=start)
+        if state is None or reset is not None:
+            start = fresh_state(initial, 1, rule=rule, start=start)
         if state is None:
             state = fresh_state(initial, q.shape[0], rule=rule, start=start)
         else:

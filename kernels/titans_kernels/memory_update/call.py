@@ -64,7 +64,8 @@ class Call:
         self.q, self.k, self.v = take(3)
         self.gates = take(3 if rule.channel_forget else 6)
         self.state: State = tuple(take(layers) for _ in range(2 * rule.inner_steps + 1))
-        self.start_memory, self.start_surprise = take(layers), take(layers)
+        starts = layers if layout.resets is not None else 0
+        self.start_memory, self.start_surprise = take(starts), take(starts)
         self.base = take(layers) if rule.forget_toward == "initial" else None
         self.affine = (rest[0], rest[1]) if rest else None
 

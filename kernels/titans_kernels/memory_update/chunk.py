@@ -5,7 +5,7 @@ R rows times heads, C tokens in a chunk, D width of a head, J inner steps. A lay
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from titans_kernels.memory_update.coefficients import ChannelCoefficients, Coefficients
 from titans_kernels.memory_update.network import (
     activate,
-    activate_derivatives,
+    activate_backward,
     normalize,
     normalize_backward,
 )
@@ -24,6 +24,16 @@ Layers = list[Tensor]
 
 Stream = tuple[Layers, Layers]
 """Memory and surprise of one inner step."""
+
+
+@runtime_checkable
+class Multiplied(Protocol):
+    """What stands for a layer's matrix where rows are multiplied by it."""
+
+    @property
+    def mT(self) -> "Multiplied": ...  # noqa: N802, the name it has for a matrix
+
+    def __rmatmul__(self, x: Tensor) -> Tensor: ...
 
 
 class Inputs(NamedTuple):
@@ -44,64 +54,44 @@ class Inputs(NamedTuple):
         return [b + w for b, w in zip(self.base, memory, strict=True)]
 
 
-class Keys(NamedTuple):
-    """What the keys of a chunk leave for the queries, the next state and the backward."""
+class Written(NamedTuple):
+    """What the keys of a chunk leave for the queries and the next state, of each layer."""
 
-    inputs: Layers  # X_{l-1} of each layer [R, C, in]
-    slopes: list[tuple[Tensor, Tensor]]  # first and second derivative at Z_l, l < L
-    norm: tuple[Tensor, Tensor] | None  # normed sum and reciprocal deviation
-    outer: Tensor  # the loss's derivative by the MLP's output
-    errors: Layers  # D_l
-    backs: Layers  # D_{l+1} W_{l+1}, before the activation's slope
-    clamps: list[Tensor | None]
+    inputs: Layers  # X_{l-1} [R, C, in]
+    errors: Layers  # D_l [R, C, out]
     updates: Layers  # U_l
 
 
-class Queries(NamedTuple):
-    """What the queries of a chunk leave for the backward."""
-
-    inputs: Layers  # R_{l-1} of each layer [R, C, in]
-    scores: Layers  # R_{l-1} X_{l-1}^T [R, C, C]
-    slopes: Layers  # first derivative at each layer's sum, l < L
-    norm: tuple[Tensor, Tensor] | None
-
-
-def write(chunk: Inputs, weights: Sequence[Tensor | TokenMemory]) -> Keys:
+def write(chunk: Inputs, weights: Sequence[Tensor | Multiplied]) -> Written:
     """The keys' way through the memory and the gradient's way back, at one memory or each token's."""
     rule, layers = chunk.rule, len(weights)
-    inputs, slopes = [chunk.k], []
+    inputs, sums = [chunk.k], []
     for w in weights[:-1]:
-        x, slope, curve = activate_derivatives(inputs[-1] @ w.mT, rule.activation)
-        inputs.append(x)
-        slopes.append((slope, curve))
+        sums.append(inputs[-1] @ w.mT)
+        inputs.append(activate(sums[-1], rule.activation))
     out = inputs[-1] @ weights[-1].mT
-    norm = None
     if chunk.affine is not None:
         gain, bias = chunk.affine
         norm = normalize(out)
         out = torch.addcmul(bias, norm[0], gain)
     if rule.objective == "dot":
-        outer = -chunk.v
+        error = -chunk.v
     else:
-        outer = (out - chunk.v + chunk.k if rule.residual else out - chunk.v) * 2
-    error = outer
-    if norm is not None:
-        error = normalize_backward(outer * gain, *norm)
+        error = (out - chunk.v + chunk.k if rule.residual else out - chunk.v) * 2
+    if chunk.affine is not None:
+        error = normalize_backward(error * gain, *norm)
 
-    errors, backs, clamps, updates = [error], [], [], []
+    errors, updates = [error], []
     for layer in reversed(range(layers)):
-        clamp = None
         step = chunk.gates.layer(layer).step
         if rule.max_surprise is not None:
             size = errors[-1].norm(dim=-1, keepdim=True) * inputs[layer].norm(dim=-1, keepdim=True)
-            clamp = rule.max_surprise / size.clamp_min(rule.max_surprise)
-            step = step * clamp
-        clamps.append(clamp)
+            step = step * (rule.max_surprise / size.clamp_min(rule.max_surprise))
         updates.append(-step * errors[-1])
         if layer > 0:
-            backs.append(errors[-1] @ weights[layer])
-            errors.append(backs[-1] * slopes[layer - 1][0])
-    return Keys(inputs, slopes, norm, outer, errors[::-1], backs[::-1], clamps[::-1], updates[::-1])
+            back = errors[-1] @ weights[layer]
+            errors.append(activate_backward(back, sums[layer - 1], rule.activation))
+    return Written(inputs, errors[::-1], updates[::-1])
 
 
 def token_memories(
@@ -120,29 +110,15 @@ def token_memories(
     return memories
 
 
-def query(
-    chunk: Inputs, memories: list[TokenMemory], slopes: bool = False
-) -> tuple[Tensor, Queries]:
+def query(chunk: Inputs, memories: Sequence[Multiplied]) -> Tensor:
     """f(M_t; q_t) for every token t of the chunk [R, C, D]."""
-    inputs, scores, steep = [chunk.q], [], []
-    for layer, memory in enumerate(memories):
-        z, score = memory.mT.product(inputs[-1])
-        scores.append(score)
-        if layer == len(memories) - 1:
-            break
-        if slopes:
-            x, slope, _ = activate_derivatives(z, chunk.rule.activation)
-            steep.append(slope)
-        else:
-            x = activate(z, chunk.rule.activation)
-        inputs.append(x)
-    norm = None
+    z = chunk.q @ memories[0].mT
+    for memory in memories[1:]:
+        z = activate(z, chunk.rule.activation) @ memory.mT
     if chunk.affine is not None:
         gain, bias = chunk.affine
-        norm = normalize(z)
-        z = torch.addcmul(bias, norm[0], gain)
-    y = chunk.q + z if chunk.rule.residual else z
-    return y, Queries(inputs, scores, steep, norm)
+        z = torch.addcmul(bias, normalize(z)[0], gain)
+    return chunk.q + z if chunk.rule.residual else z
 
 
 def advance(memories: list[TokenMemory]) -> Stream:
@@ -168,5 +144,5 @@ def write_and_read(
         inputs = [torch.cat(pair, 1) for pair in zip(inputs, keys.inputs, strict=True)]
         updates = [torch.cat(pair, 1) for pair in zip(updates, keys.updates, strict=True)]
     memories = token_memories(chunk, streams[-1], inputs, updates)
-    y = query(chunk, memories)[0] if read else chunk.q
+    y = query(chunk, memories) if read else chunk.q
     return y, [*after, advance(memories)]

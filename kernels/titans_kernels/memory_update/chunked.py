@@ -14,6 +14,8 @@ from torch import Tensor
 
 from titans_kernels.memory_update.call import Layout
 from titans_kernels.memory_update.coefficients import coefficients_of
+from titans_kernels.memory_update.group_walk import group_walk
+from titans_kernels.memory_update.one_token import one_token
 from titans_kernels.memory_update.types import (
     InitialWeights,
     MemoryState,
@@ -21,6 +23,7 @@ from titans_kernels.memory_update.types import (
     UpdateRule,
     begin_chunk,
     first_phase,
+    rows_where,
 )
 from titans_kernels.memory_update.walk import walk
 
@@ -39,12 +42,16 @@ def memory_update(
     mask: Bool[Tensor, "B T"],
     reset: Bool[Tensor, "B T"] | None,
     state: MemoryState,
-    start: MemoryState,
+    start: MemoryState | None,
 ) -> tuple[Float[Tensor, "B T H D"], MemoryState]:
     """Writes every token into the memory and reads it after, a chunk at a time."""
     batch, time, heads, _ = q.shape
     if time == 0:
         return q, state
+    plain = rule.inner_steps == 1 and not rule.channel_forget
+    if time == 1 and plain:
+        tokens = (q, k, v, step_size, momentum, forget)
+        return single(tokens, initial, rule, norm, mask[:, 0], reset, state, start)
     phase = first_phase(state.position, mask, reset, rule.chunk_size)
     offsets = phase.tolist()
     one_chunk = max(offsets) + time <= rule.chunk_size
@@ -56,22 +63,57 @@ def memory_update(
     def to_chunks(x: Tensor) -> Tensor:
         """[B, T, H, ...] to [N, R, C, ...], every row shifted to its own place on the grid."""
         x = shift(x, offsets, length).unflatten(1, (-1, size))  # [B, N, C, H, ...]
-        return x.movedim(3, 1).flatten(0, 1).movedim(1, 0)
+        return x.movedim((1, 3), (0, 2)).flatten(1, 2)
 
     written = to_chunks(mask[..., None].expand(batch, time, heads))  # [N, R, C]
-    gates = tuple(to_chunks(gate).movedim(-1, -2) for gate in (step_size, momentum, forget))
-    if not rule.channel_forget:
+    gates = tuple(to_chunks(gate).mT for gate in (step_size, momentum, forget))
+    if not plain and not rule.channel_forget:
         gates = coefficients_of(*gates, written=written)
     touched = shift(mask, offsets, length).unflatten(1, (-1, size)).any(-1)  # [B, N]
     touched[:, 0] &= phase == 0
     begun = None if reset is None else shift(reset, offsets, length)[:, ::size]
     layout = layout_of(touched, begun, written)
     q, k, v = (to_chunks(x) for x in (q, k, v))
-    y, after = walk(q, k, v, gates, initial, norm, rule, layout, state, start)
+    go = group_walk if plain else walk
+    y, after = go(q, k, v, gates, initial, norm, rule, layout, state, start)
     y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)  # [B, N C, H, D]
     y = unshift(y, offsets, time)
     after = after._replace(position=final_position(state.position, mask, reset))
-    return y, begin_chunk(after.position % rule.chunk_size == 0, after)
+    return y, begin_where(after.position % rule.chunk_size == 0, after)
+
+
+def single(
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    initial: InitialWeights,
+    rule: UpdateRule,
+    norm: Norm | None,
+    mask: Bool[Tensor, " B"],
+    reset: Bool[Tensor, "B 1"] | None,
+    state: MemoryState,
+    start: MemoryState | None,
+) -> tuple[Tensor, MemoryState]:
+    """`memory_update` of one token."""
+    if reset is not None and start is not None:
+        fresh = reset[:, 0]
+        state = state._replace(
+            memory=rows_where(fresh, start.memory, state.memory),
+            surprise=rows_where(fresh, start.surprise, state.surprise),
+            position=torch.where(fresh, 0, state.position),
+        )
+    state = begin_where(mask & (state.position % rule.chunk_size == 0), state)
+    y, state = one_token(*tokens, initial, rule=rule, norm=norm, written=mask, state=state)
+    state = state._replace(position=state.position + mask)
+    return y, begin_where(state.position % rule.chunk_size == 0, state)
+
+
+def begin_where(rows: Bool[Tensor, " B"], state: MemoryState) -> MemoryState:
+    """`begin_chunk`, without a copy where all rows begin one or none does."""
+    begins = rows.tolist()
+    if not any(begins):
+        return state
+    if all(begins) and not state.passes:
+        return state._replace(chunk_memory=state.memory)
+    return begin_chunk(rows, state)
 
 
 def layout_of(opens: Tensor, resets: Tensor | None, written: Tensor) -> Layout:

@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 
 from titans_kernels.memory_update.call import Call, State
-from titans_kernels.memory_update.chunk import Layers, query, token_memories, write
-from titans_kernels.memory_update.chunk_backward import chunk_backward
-from titans_kernels.memory_update.coefficients import Coefficients
+from titans_kernels.memory_update.chunk import Layers
 
 GradientState = tuple[Layers | None, ...]
 """Gradients by a State; None for parts of it that nothing after has used."""
 
 
 class Gradients:
-    """The sums so far. A chunk of the paper's rule goes back by hand, any other by autograd."""
+    """The sums so far."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -30,47 +28,10 @@ class Gradients:
         self.affine = [torch.zeros_like(x) for x in call.affine or ()]
 
     def step(self, n: int, state: State, dy: Tensor, d_state: GradientState) -> GradientState:
-        """Gradients by the state before chunk n, from those by its output and by the state after."""
-        rule = self.call.rule
-        if rule.inner_steps > 1 or rule.channel_forget:
-            return self.by_autograd(n, state, dy, d_state)
-        return self.by_hand(n, state, dy, d_state)
+        """Gradients by the state before chunk n, from those by its output and by the state after.
 
-    def by_hand(self, n: int, state: State, dy: Tensor, d_state: GradientState) -> GradientState:
-        call = self.call
-        memory, held, surprise = call.enter(n, state)
-        chunk = call.inputs(n)
-        weights = chunk.weights(held)
-        keys = write(chunk, weights)
-        memories = token_memories(chunk, (memory, surprise), keys.inputs, keys.updates)
-        _, queries = query(chunk, memories, slopes=True)
-        d_memory, d_chunk, d_surprise = d_state
-        assert d_memory is not None
-        assert d_surprise is not None
-        gates = Coefficients(*(x[n] for x in self.gates))
-        self.q[n], self.k[n], self.v[n], d_held = chunk_backward(
-            chunk, memory, surprise, keys, queries, weights,
-            dy, d_memory, d_surprise, gates, self.base, self.affine,
-        )  # fmt: skip
-        if d_chunk is not None:
-            for d, part in zip(d_held, d_chunk, strict=True):
-                d += part
-        opens = None if call.layout.all_open[n] else call.layout.opens[:, n]
-        for d, part in zip(d_memory, d_held, strict=True):
-            d += part if opens is None else part * opens
-        d_chunk = None if opens is None else [d * ~opens for d in d_held]
-        if call.layout.resets is not None and call.layout.any_reset[n]:
-            fresh = call.layout.resets[:, n]
-            for start, after in zip(self.start, (d_memory, d_surprise), strict=True):
-                for d, w in zip(start, after, strict=True):
-                    d += w * fresh
-                    w *= ~fresh
-        return d_memory, d_chunk, d_surprise
-
-    def by_autograd(
-        self, n: int, state: State, dy: Tensor, d_state: GradientState
-    ) -> GradientState:
-        """A call of this chunk alone, from this state, is differentiated."""
+        A call of this chunk alone, from this state, is differentiated.
+        """
         call, layers = self.call, self.call.layers
         streams = [x[n : n + 1] for x in (call.q, call.k, call.v, *call.gates)]
         shared = [

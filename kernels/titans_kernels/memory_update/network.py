@@ -36,3 +36,51 @@ def normalize_backward(grad: Tensor, normed: Tensor, rstd: Tensor) -> Tensor:
     """Gradient with respect to the input of `normalize`, from that of its output."""
     along = (grad * normed).mean(-1, keepdim=True)
     return rstd * (grad - grad.mean(-1, keepdim=True) - normed * along)
+
+
+def activate_into(out: Tensor, z: Tensor, activation: str) -> Tensor:
+    """`out`, filled with the activation of z."""
+    if activation == "gelu":
+        return torch.ops.aten.gelu.out(z, out=out)
+    return torch.ops.aten.silu.out(z, out=out)
+
+
+def activate_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    """`grad` times the slope of the activation at z; can be differentiated."""
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, z)
+    gate = torch.sigmoid(z)
+    return grad * (gate + z * gate * (1 - gate))
+
+
+def activate_backward_into(out: Tensor, grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    """`out`, filled with `grad` times the slope of the activation at z."""
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward.grad_input(grad, z, grad_input=out)
+    return torch.ops.aten.silu_backward.grad_input(grad, z, grad_input=out)
+
+
+def slope_into(out: Tensor, z: Tensor, activation: str) -> Tensor:
+    """`out`, filled with the activation's first derivative."""
+    return activate_backward_into(out, torch.ones_like(z), z, activation)
+
+
+def curve_into(out: Tensor, z: Tensor, activation: str) -> Tensor:
+    """`out`, filled with the activation's second derivative."""
+    if activation == "gelu":
+        # The normal density times 2 - z^2.
+        torch.addcmul(z.new_tensor(-0.5 * math.log(2 * math.pi)), z, z, value=-0.5, out=out)
+        return out.exp_().mul_(torch.addcmul(z.new_tensor(2.0), z, z, value=-1))
+    return out.copy_(activate_derivatives(z, activation)[2])
+
+
+def layer_norm(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`normalize` in one pass: the normed sum, the mean and the reciprocal deviation."""
+    return torch.native_layer_norm(z, z.shape[-1:], None, None, EPSILON)
+
+
+def layer_norm_backward(grad: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """`normalize_backward` in one pass, from the sum and its moments."""
+    return torch.ops.aten.native_layer_norm_backward(
+        grad, z, z.shape[-1:], mean, rstd, None, None, [True, False, False]
+    )[0]

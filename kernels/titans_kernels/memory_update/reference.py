@@ -83,7 +83,7 @@ def memory_update(
     mask: Bool[Tensor, "B T"],
     reset: Bool[Tensor, "B T"] | None,
     state: MemoryState,
-    start: MemoryState,
+    start: MemoryState | None,
 ) -> tuple[Float[Tensor, "B T H D"], MemoryState]:
     """Writes every token into the memory and reads it after (eq. 12-18)."""
 
@@ -118,7 +118,7 @@ def memory_update(
 
     outputs = []
     for t in range(k.shape[1]):
-        if reset is not None:
+        if reset is not None and start is not None:
             state = state._replace(
                 memory=rows_where(reset[:, t], start.memory, state.memory),
                 surprise=rows_where(reset[:, t], start.surprise, state.surprise),

@@ -40,28 +40,20 @@ class TokenMemory(NamedTuple):
         )
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
-        return self.product(x)[0]
-
-    def product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x @ M_t for every row x of [R, C, out], and the rows' scores with the updates [R, C, J C]."""
+        """x @ M_t for every row x of [R, C, out]."""
         gate = self.gate
         if self.channels == "right":
-            scores = x @ self.left.mT
             mixed = gate.mix * self.right[:, None]  # [R, C, J C, in]
-            z = (scores[:, :, None] @ mixed)[:, :, 0]
+            z = ((x @ self.left.mT)[:, :, None] @ mixed)[:, :, 0]
             z = z + gate.retain * (x @ self.memory) + gate.past * (x @ self.surprise)
         else:
             if self.channels == "left":
                 mixed = gate.mix * self.left[:, None]  # [R, C, J C, out]
-                scores = (mixed @ x[..., None])[..., 0]
-                z = scores @ self.right
+                z = (mixed @ x[..., None])[..., 0] @ self.right
             else:
-                scores = x @ self.left.mT
-                z = (gate.mix * scores) @ self.right
+                z = (gate.mix * (x @ self.left.mT)) @ self.right
             z.baddbmm_(gate.retain * x, self.memory).baddbmm_(gate.past * x, self.surprise)
-        if self.base is not None:
-            z.baddbmm_(x, self.base)
-        return z, scores
+        return z if self.base is None else z.baddbmm_(x, self.base)
 
     def last(self) -> tuple[Tensor, Tensor]:
         """Memory and surprise after the chunk's last token."""

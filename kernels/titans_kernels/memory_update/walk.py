@@ -29,7 +29,7 @@ def walk(
     rule: UpdateRule,
     layout: Layout,
     state: MemoryState,
-    start: MemoryState,
+    start: MemoryState | None,
 ) -> tuple[Tensor, MemoryState]:
     """Outputs [N, R, C, D] for q, k, v [N, R, C, D], and the state at the end but for its position."""
     batch, heads = state.memory[0].shape[:2]
@@ -39,9 +39,11 @@ def walk(
         return x.expand(batch, heads, *x.shape[-2:]).flatten(0, 1)
 
     parts = [*state[:3], *(part for stream in state.passes for part in stream)]
+    if layout.resets is not None and start is not None:
+        parts += [start.memory, start.surprise]
     flat = Walk.apply(
         rule, layers, layout, q, k, v, *gates,
-        *(rows(w) for part in (*parts, start.memory, start.surprise) for w in part),
+        *(rows(w) for part in parts for w in part),
         *(rows(w) for w in initial if rule.forget_toward == "initial"),
         *(rows(part[:, None]) for part in norm or ()),
     )  # fmt: skip

@@ -1,0 +1,353 @@
+"""Speed and memory of the memory update beside other implementations, on the CPU or on a GPU.
+
+Everything is compared in one run: rounds go through all rows in turn, and medians and ratios are reported.
+Before any time is taken, our forms are compared with the reference in float64 and in the dtype measured.
+The best product rate of this machine is measured in the same rounds, and ours is given as a share of it
+(operations counted as 22 D E per token and head forward, three times that with the backward).
+
+    python benchmarks/kernels.py --out benchmarks/results --picture docs/kernels.png
+    python benchmarks/kernels.py --device cuda --out benchmarks/results
+
+Rows of `titans-pytorch` and `flash-linear-attention` appear where those packages are installed.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from provenance import provenance
+from torch import Tensor
+
+from titans_core import MemoryConfig, NeuralMemory
+from titans_core.memory import unit_length
+from titans_kernels import UpdateRule, memory_update
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    batch: int = 4
+    time: int = 2048
+    heads: int = 4
+    width: int = 64
+    expansion: int = 4
+    chunk: int = 64
+
+    @property
+    def operations(self) -> int:
+        """Of a forward: 22 D E per token and head."""
+        per_token = 22 * self.width * self.width * self.expansion
+        return per_token * self.batch * self.time * self.heads
+
+
+def inputs(shape: Shape, device: str, dtype: torch.dtype, backward: bool) -> dict[str, Any]:
+    """Random tokens, gates and initial memory of a depth-2 memory."""
+    torch.manual_seed(0)
+    tokens = (shape.batch, shape.time, shape.heads, shape.width)
+    q, k, v = (torch.randn(tokens, device=device) for _ in range(3))
+    step, momentum, forget = (torch.rand(*tokens[:3], 2, device=device) for _ in range(3))
+    sizes = [shape.width, shape.expansion * shape.width, shape.width]
+    initial = tuple(
+        torch.randn(shape.heads, o, i, device=device) / i**0.5 for i, o in pairwise(sizes)
+    )
+    norm = tuple(
+        x.expand(shape.heads, shape.width).to(device) for x in (torch.ones(1, 1), torch.zeros(1, 1))
+    )
+
+    def ready(x: Tensor) -> Tensor:
+        return x.to(dtype).detach().clone().requires_grad_(backward)
+
+    return {
+        "q": ready(unit_length(q)), "k": ready(unit_length(k)), "v": ready(v),
+        "step_size": ready(0.1 * step), "momentum": ready(momentum), "forget": ready(0.02 * forget),
+        "initial": tuple(map(ready, initial)), "norm": tuple(map(ready, norm)),
+        "rule": UpdateRule(chunk_size=shape.chunk),
+    }  # fmt: skip
+
+
+def update(shape: Shape, device: str, dtype: torch.dtype, backward: bool, backend: str) -> Work:
+    given = inputs(shape, device, dtype, backward)
+    leaves = [
+        x for value in given.values() for x in (value if isinstance(value, tuple) else (value,))
+    ]
+    leaves = [x for x in leaves if isinstance(x, Tensor)]
+
+    def work() -> None:
+        y, _ = memory_update(**given, backend=backend)
+        if backward:
+            torch.autograd.grad(y.sum(), leaves)
+
+    return work
+
+
+def layer(module: torch.nn.Module, shape: Shape, device: str, backward: bool, take: Any) -> Work:
+    module = module.to(device)
+    x = torch.randn(shape.batch, shape.time, shape.heads * shape.width, device=device)
+    x.requires_grad_(backward)
+
+    def work() -> None:
+        if not backward:
+            with torch.no_grad():
+                take(module(x))
+            return
+        module.zero_grad()
+        take(module(x)).sum().backward()
+
+    return work
+
+
+def ours(shape: Shape) -> torch.nn.Module:
+    config = MemoryConfig(
+        num_heads=shape.heads, expansion=shape.expansion, chunk_size=shape.chunk, max_surprise=None
+    )
+    return NeuralMemory(shape.heads * shape.width, config)
+
+
+def theirs(shape: Shape, default: bool = False) -> torch.nn.Module:
+    from titans_pytorch import MemoryMLP
+    from titans_pytorch import NeuralMemory as Theirs
+
+    model = MemoryMLP(shape.width, depth=2, expansion_factor=float(shape.expansion))
+    return Theirs(
+        dim=shape.heads * shape.width, dim_head=shape.width, heads=shape.heads, model=model,
+        chunk_size=shape.chunk, batch_size=None if default else shape.chunk,
+    )  # fmt: skip
+
+
+def attention(shape: Shape, device: str, backward: bool, window: int | None) -> Work:
+    given = inputs(shape, device, torch.float32, backward)
+    q, k, v = (given[name].transpose(1, 2) for name in "qkv")
+    seen = None
+    if window is not None:
+        t = torch.arange(shape.time, device=device)
+        apart = t[:, None] - t
+        seen = (apart >= 0) & (apart < window)
+
+    def work() -> None:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+        if backward:
+            torch.autograd.grad(y.sum(), [given[name] for name in "qkv"])
+
+    return work
+
+
+def fla(shape: Shape, device: str, backward: bool) -> Work:
+    given = inputs(shape, device, torch.float32, backward)
+    q, k, v = (given[name] for name in "qkv")
+    beta, decay = given["step_size"][..., 0], (1 - given["forget"][..., 0]).log()
+    if device == "cpu":
+        from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule as run
+    else:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as run
+
+    def work() -> None:
+        out = run(q, k, v, decay, beta)
+        y = out[0] if isinstance(out, tuple) else out
+        if backward:
+            torch.autograd.grad(y.float().sum(), [given[name] for name in "qkv"])
+
+    return work
+
+
+def products(device: str, dtype: torch.dtype, shape: Shape) -> dict[str, Work]:
+    """Batched products 64 x [64 x 64 x 256], by the default route and by oneDNN's."""
+    a = torch.randn(64, 64, 64, device=device, dtype=dtype)
+    b = torch.randn(64, 64, 256, device=device, dtype=dtype)
+    out = torch.empty(64, 64, 256, device=device, dtype=dtype)
+
+    def plain() -> None:
+        for _ in range(20):
+            torch.bmm(a, b, out=out)
+
+    def onednn() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        plain()
+        torch.set_float32_matmul_precision(before)
+
+    return (
+        {"product": plain}
+        if dtype != torch.float32
+        else {"product": plain, "product, medium": onednn}
+    )
+
+
+PRODUCT_OPERATIONS = 20 * 64 * 2 * 64 * 64 * 256
+
+
+def check(shape: Shape, device: str) -> dict[str, float]:
+    """Largest error against the reference in float64, relative to each tensor's largest entry."""
+    small = Shape(batch=1, time=3 * shape.chunk + 5, heads=2, width=shape.width, chunk=shape.chunk)
+    wanted = memory_update(**inputs(small, device, torch.float64, False), backend="reference")[0]
+    errors = {}
+    for dtype in (torch.float64, torch.float32):
+        got = memory_update(**inputs(small, device, dtype, False), backend="auto")[0].double()
+        errors[str(dtype)] = ((got - wanted).abs().max() / wanted.abs().max()).item()
+    assert errors["torch.float64"] < 1e-10, errors
+    assert errors["torch.float32"] < 1e-3, errors
+    return errors
+
+
+def timed(work: Work, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def rounds(rows: dict[str, Work], count: int, device: str) -> dict[str, float]:
+    """Median seconds of each row; each round runs every row once."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for index in range(count + 1):
+        for name, work in rows.items():
+            seconds = timed(work, device)
+            if index:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def rows_of(shape: Shape, device: str, backward: bool) -> dict[str, Work]:
+    rows = products(device, torch.float32, shape)
+    rows["memory_update"] = update(shape, device, torch.float32, backward, "auto")
+    rows["NeuralMemory"] = layer(ours(shape), shape, device, backward, lambda out: out[0])
+    for name, build in {
+        "titans-pytorch": lambda: layer(theirs(shape), shape, device, backward, lambda out: out[0]),
+        "titans-pytorch, one batch": lambda: layer(
+            theirs(shape, True), shape, device, backward, lambda out: out[0]
+        ),
+        "fla gated delta rule": lambda: fla(shape, device, backward),
+    }.items():
+        try:
+            rows[name] = build()
+        except ImportError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    rows["attention"] = attention(shape, device, backward, None)
+    rows["attention, window 512"] = attention(shape, device, backward, 512)
+    return rows
+
+
+def peak_mib(shape: Shape, which: str) -> float:
+    """Memory that one training step adds, measured in this process: call it in a fresh one."""
+    module = ours(shape) if which == "ours" else theirs(shape)
+    work = layer(module, shape, "cpu", True, lambda out: out[0])
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def fresh_peak(shape: Shape, which: str) -> float | None:
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", which, str(shape.chunk)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def decode(shape: Shape, device: str) -> dict[str, Work]:
+    """64 tokens one at a time through a layer, after 100."""
+    rows: dict[str, Work] = {}
+    x = torch.randn(shape.batch, 164, shape.heads * shape.width, device=device)
+
+    def build(module: torch.nn.Module) -> Work:
+        module = module.to(device).eval()
+        with torch.no_grad():
+            _, state = module(x[:, :100])
+
+        @torch.no_grad()
+        def work() -> None:
+            after = state
+            for t in range(100, 164):
+                _, after = module(x[:, t : t + 1], state=after)
+
+        return work
+
+    rows["NeuralMemory"] = build(ours(shape))
+    with contextlib.suppress(ImportError):
+        rows["titans-pytorch"] = build(theirs(shape))
+    return rows
+
+
+def measure(shape: Shape, device: str, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"shape": vars(shape), "error": check(shape, device)}
+    for backward in (False, True):
+        seconds = rounds(rows_of(shape, device, backward), count, device)
+        best = max(PRODUCT_OPERATIONS / s for n, s in seconds.items() if n.startswith("product"))
+        rate = shape.operations * (3 if backward else 1) / seconds["memory_update"]
+        name = "forward + backward" if backward else "forward"
+        found[name] = {
+            "seconds": seconds, "best product GFLOP/s": best / 1e9,
+            "GFLOP/s": rate / 1e9, "share of the best product": rate / best,
+        }  # fmt: skip
+    found["64 tokens, one at a time"] = rounds(decode(shape, device), count, device)
+    if device == "cpu":
+        found["MiB of a training step"] = {w: fresh_peak(shape, w) for w in ("ours", "theirs")}
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| chunk | what | row | ms | of memory_update |", "|---|---|---|---|---|"]
+    for chunk, found in results["chunks"].items():
+        for what in ("forward", "forward + backward"):
+            base = found[what]["seconds"]["memory_update"]
+            lines += [
+                f"| {chunk} | {what} | {name} | {1e3 * s:.1f} | {s / base:.2f} |"
+                for name, s in found[what]["seconds"].items()
+            ]
+            share = found[what]["share of the best product"]
+            lines.append(f"| {chunk} | {what} | share of the best product | {share:.0%} | |")
+        for name, s in found["64 tokens, one at a time"].items():
+            lines.append(f"| {chunk} | 64 tokens, one at a time | {name} | {1e3 * s:.1f} | |")
+        lines += [
+            f"| {chunk} | MiB of a training step | {name} | {mib or 0:.0f} | |"
+            for name, mib in found.get("MiB of a training step", {}).items()
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--peak"]:
+        torch.set_num_threads(2)
+        print(peak_mib(Shape(chunk=int(sys.argv[3])), sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 16])
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {
+        "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
+        "threads": options.threads, "rounds": options.rounds,
+        **provenance(),
+        "chunks": {},
+    }  # fmt: skip
+    for chunk in options.chunks:
+        results["chunks"][chunk] = measure(Shape(chunk=chunk), options.device, options.rounds)
+        (options.out / f"kernels-{options.device}.json").write_text(
+            json.dumps(results, indent=2) + "\n"
+        )
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
