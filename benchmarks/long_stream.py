@@ -109,11 +109,10 @@ def draw(results: dict[str, Any], picture: Path) -> None:
             x = [point["tokens"] for point in run["curve"]]
             panel.plot(x, [point[name] for point in run["curve"]], label=run["mixer"], lw=1)
         title = "what was added to the initial memory" if name == "memory" else "running surprise"
-        panel.set(
-            title=title, xlabel="tokens read", ylabel="largest norm of a layer", ylim=(0, None)
-        )
+        panel.set(title=title, xlabel="tokens read", ylabel="largest norm of a layer")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.margins(y=0.2)
+        panel.legend(fontsize=8, ncols=5, loc="upper center")
     figure.savefig(picture, dpi=110)
 
 
