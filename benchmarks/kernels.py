@@ -14,8 +14,8 @@ Rows of `titans-pytorch` and `flash-linear-attention` appear where those package
 import argparse
 import contextlib
 import gc
+import importlib.util
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from provenance import provenance
+from provenance import peak_rss_mib, provenance
 from torch import Tensor
 
 from titans_core import MemoryConfig, NeuralMemory
@@ -248,17 +248,21 @@ def peak_mib(shape: Shape, which: str) -> float:
     module = ours(shape) if which == "ours" else theirs(shape)
     work = layer(module, shape, "cpu", True, lambda out: out[0])
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss_mib()
     work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_rss_mib() - before
 
 
-def fresh_peak(shape: Shape, which: str) -> float | None:
-    done = subprocess.run(
-        [sys.executable, __file__, "--peak", which, str(shape.chunk)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+def fresh_peaks(shape: Shape) -> dict[str, float]:
+    names = ["ours"] + ["theirs"] * (importlib.util.find_spec("titans_pytorch") is not None)
+    peaks = {}
+    for name in names:
+        done = subprocess.run(
+            [sys.executable, __file__, "--peak", name, str(shape.chunk)],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        peaks[name] = float(done.stdout.split()[-1])
+    return peaks
 
 
 def decode(shape: Shape, device: str) -> dict[str, Work]:
@@ -298,7 +302,7 @@ def measure(shape: Shape, device: str, count: int) -> dict[str, Any]:
         }  # fmt: skip
     found["64 tokens, one at a time"] = rounds(decode(shape, device), count, device)
     if device == "cpu":
-        found["MiB of a training step"] = {w: fresh_peak(shape, w) for w in ("ours", "theirs")}
+        found["MiB of a training step"] = fresh_peaks(shape)
     return found
 
 
@@ -316,7 +320,7 @@ def table(results: dict[str, Any]) -> str:
         for name, s in found["64 tokens, one at a time"].items():
             lines.append(f"| {chunk} | 64 tokens, one at a time | {name} | {1e3 * s:.1f} | |")
         lines += [
-            f"| {chunk} | MiB of a training step | {name} | {mib or 0:.0f} | |"
+            f"| {chunk} | MiB of a training step | {name} | {mib:.0f} | |"
             for name, mib in found.get("MiB of a training step", {}).items()
         ]
     return "\n".join(lines)

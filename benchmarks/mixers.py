@@ -13,7 +13,6 @@ the trained models stay under --runs for `length.py` and `long_stream.py`.
 import argparse
 import dataclasses
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import peak_rss_mib, provenance
 
 from titans_core import PRESETS, Backbone, BackboneConfig, count_parameters
 from titans_domains.config import override
@@ -86,7 +85,7 @@ def language(
 
 def train_cell(config: LanguageConfig, out: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss_mib()
     began = time.perf_counter()
     train_run(DOMAIN, config, out, device=CPU, force=True, show=lambda step, row: rows.append(row))
     return {
@@ -94,7 +93,7 @@ def train_cell(config: LanguageConfig, out: Path) -> dict[str, Any]:
         "lr": config.train.lr,
         "minutes": (time.perf_counter() - began) / 60,
         "tokens_per_s": statistics.median(row["tokens_per_s"] for row in rows[5:]),
-        "added_memory_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "added_memory_mib": peak_rss_mib() - before,
         "train_bits_per_byte": statistics.mean(row["bits_per_byte"] for row in rows[-20:]),
         **{k: v for k, v in rows[-1].items() if k.startswith("valid")},
     }
@@ -233,10 +232,12 @@ def table(results: dict[str, Any], systems: dict[str, list[str]]) -> str:
             if mode == "carried":
                 figures.append(f"{max(values) - min(values):.3f}")
         speed = statistics.median(c["tokens_per_s"] for c in cells)
-        memory = statistics.median(c["added_memory_mib"] for c in cells)
+        # Cells of before the peak was measured rightly have none.
+        memory = [c["added_memory_mib"] for c in cells if "added_memory_mib" in c]
         lines.append(
             f"| {row} | {cells[0]['parameters']:,} | {cells[0]['lr']} | {' | '.join(figures)} "
-            f"| {speed:,.0f} | {memory:,.0f} |"
+            f"| {speed:,.0f} "
+            f"| {f'{statistics.median(memory):,.0f}' if memory else ''} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What a result must carry beside its command and seed."""
+"""What a result must carry beside its command and seed, and the memory of a process."""
 
 import subprocess
 from pathlib import Path
@@ -15,3 +15,12 @@ def provenance() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {"commit": described.stdout.strip(), "cpu": cpu, "torch": torch.__version__}
+
+
+def peak_rss_mib() -> float:
+    """Most memory that this process has held.
+
+    Not getrusage's: a process started by another inherits that one's peak as its own.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
