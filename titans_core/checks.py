@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from titans_core.state import cache_names, named_tensors
+from titans_kernels.memory_update.checks import check_flags
 
 CACHED = -1
 """In a shape: as many tokens as are cached."""
@@ -30,28 +31,7 @@ def check_call(x: Tensor, dim: int, mask: Tensor | None, reset: Tensor | None) -
     """Padding stands on the right of a document, and there is one flag for each token."""
     if x.ndim != 3 or x.shape[2] != dim:
         raise ValueError(f"x must have shape [B, T, dim] = [B, T, {dim}]: got {list(x.shape)}.")
-    shape = list(x.shape[:2])
-    for name, flags in (("mask", mask), ("reset", reset)):
-        if flags is None:
-            continue
-        if flags.dtype != torch.bool or list(flags.shape) != shape:
-            raise ValueError(
-                f"{name} must be boolean, one flag for each token, [B, T] = {shape}: got "
-                f"{flags.dtype} {list(flags.shape)}."
-            )
-        if flags.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}: got {flags.device}.")
-    if mask is None or x.shape[1] < 2:
-        return
-    resumed = mask[:, 1:] & ~mask[:, :-1]
-    if reset is not None:
-        resumed = resumed & ~reset[:, 1:]
-    if resumed.any():
-        row, t = resumed.nonzero()[0].tolist()
-        raise ValueError(
-            f"mask must be False only at the end of a document: row {row} goes on at token {t + 1} "
-            "after masked tokens. Pad on the right, or set reset where the next begins."
-        )
+    check_flags(mask, reset, x, "x")
 
 
 def check_kind(state: Any, kind: type) -> None:

@@ -100,33 +100,39 @@ def check_state(
         )
 
 
-def check_layout(
-    mask: Tensor | None, reset: Tensor | None, q: Tensor, position: Tensor, rule: UpdateRule
-) -> None:
-    """Padding stands on the right of a document, and a document starts on its row's chunk grid."""
-    shape = list(q.shape[:2])
-    for name, flags in (("mask", mask), ("reset", reset)):
+def check_flags(mask: Tensor | None, reset: Tensor | None, x: Tensor, name: str) -> None:
+    """One flag for each token of x [B, T, ...], which is called `name`; padding on documents' right."""
+    shape = list(x.shape[:2])
+    for kind, flags in (("mask", mask), ("reset", reset)):
         if flags is None:
             continue
         if flags.dtype != torch.bool or list(flags.shape) != shape:
             raise ValueError(
-                f"{name} must be boolean of shape [B, T] = {shape}: got {flags.dtype} "
-                f"{list(flags.shape)}."
+                f"{kind} must be boolean, one flag for each token, [B, T] = {shape}: got "
+                f"{flags.dtype} {list(flags.shape)}."
             )
-        if flags.device != q.device:
-            raise ValueError(f"{name} must be on q's device {q.device}: got {flags.device}.")
+        if flags.device != x.device:
+            raise ValueError(f"{kind} must be on {name}'s device {x.device}: got {flags.device}.")
+    if mask is None or x.shape[1] < 2:
+        return
+    resumed = mask[:, 1:] & ~mask[:, :-1]
+    if reset is not None:
+        resumed = resumed & ~reset[:, 1:]
+    if resumed.any():
+        row, t = resumed.nonzero()[0].tolist()
+        raise ValueError(
+            f"mask must be False only at the end of a document: row {row} goes on at token {t + 1} "
+            "after masked tokens. Pad on the right, or set reset where the next begins."
+        )
+
+
+def check_layout(
+    mask: Tensor | None, reset: Tensor | None, q: Tensor, position: Tensor, rule: UpdateRule
+) -> None:
+    """Padding stands on the right of a document, and a document starts on its row's chunk grid."""
+    check_flags(mask, reset, q, "q")
     if q.shape[1] == 0:
         return
-    if mask is not None:
-        resumed = mask[:, 1:] & ~mask[:, :-1]
-        if reset is not None:
-            resumed = resumed & ~reset[:, 1:]
-        if resumed.any():
-            row, t = resumed.nonzero()[0].tolist()
-            raise ValueError(
-                f"mask must be False only at the end of a document: row {row} goes on at token "
-                f"{t + 1} after masked tokens. Pad on the right, or set reset where the next begins."
-            )
     if reset is not None:
         phase = first_phase(position, mask, reset, rule.chunk_size)
         grid = phase[:, None] + torch.arange(q.shape[1], device=q.device)

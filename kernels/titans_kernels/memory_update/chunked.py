@@ -22,8 +22,8 @@ from titans_kernels.memory_update.types import (
     Norm,
     UpdateRule,
     begin_chunk,
+    begin_document,
     first_phase,
-    rows_where,
 )
 from titans_kernels.memory_update.walk import walk
 
@@ -94,12 +94,7 @@ def single(
 ) -> tuple[Tensor, MemoryState]:
     """`memory_update` of one token."""
     if reset is not None and start is not None:
-        fresh = reset[:, 0]
-        state = state._replace(
-            memory=rows_where(fresh, start.memory, state.memory),
-            surprise=rows_where(fresh, start.surprise, state.surprise),
-            position=torch.where(fresh, 0, state.position),
-        )
+        state = begin_document(reset[:, 0], start, state)
     state = begin_where(mask & (state.position % rule.chunk_size == 0), state)
     y, state = one_token(*tokens, initial, rule=rule, norm=norm, written=mask, state=state)
     state = state._replace(position=state.position + mask)

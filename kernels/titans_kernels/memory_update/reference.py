@@ -21,6 +21,7 @@ from titans_kernels.memory_update.types import (
     UpdateRule,
     Weights,
     begin_chunk,
+    begin_document,
     rows_where,
 )
 
@@ -119,11 +120,7 @@ def memory_update(
     outputs = []
     for t in range(k.shape[1]):
         if reset is not None and start is not None:
-            state = state._replace(
-                memory=rows_where(reset[:, t], start.memory, state.memory),
-                surprise=rows_where(reset[:, t], start.surprise, state.surprise),
-                position=torch.where(reset[:, t], 0, state.position),
-            )
+            state = begin_document(reset[:, t], start, state)
         opens = mask[:, t] & (state.position % rule.chunk_size == 0)
         state = begin_chunk(opens, state)
         at, grads, streams = state.chunk_memory, None, []

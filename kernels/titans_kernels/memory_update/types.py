@@ -99,6 +99,15 @@ def fresh_state(
     return MemoryState(memory, memory, surprise, position, passes)
 
 
+def begin_document(rows: Bool[Tensor, " B"], start: MemoryState, state: MemoryState) -> MemoryState:
+    """The state with a document begun at its start, in the rows that say so."""
+    return state._replace(
+        memory=rows_where(rows, start.memory, state.memory),
+        surprise=rows_where(rows, start.surprise, state.surprise),
+        position=torch.where(rows, 0, state.position),
+    )
+
+
 def begin_chunk(rows: Bool[Tensor, " B"], state: MemoryState) -> MemoryState:
     """The state with a chunk begun at its memory, in the rows that say so."""
     memory, surprise = state.memory, state.surprise
