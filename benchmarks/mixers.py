@@ -2,7 +2,8 @@
 
 One recipe for all (`RECIPES`): the same tokens, seeds and, within 2 %, parameters (the width of the
 feed-forward layers makes up for the mixers'). The last 10 % of the bytes are the test. The learning rate
-of each system is the best of `RATES` on the last tenth of the rest, in runs of a third of the steps.
+of each system is the best of `RATES` on the last tenth of the rest, doubled for as long as the largest
+that was tried is the best, in runs of the full length (shorter ones prefer larger rates).
 Every cell runs in a process of its own and is kept in --out, so that a stopped run goes on where it was;
 the trained models stay under --runs for `length.py` and `long_stream.py`. Speed and memory are measured
 apart, by `--speed` on a quiet machine: short runs of every system in turn.
@@ -37,7 +38,7 @@ from titans_domains.training import TrainConfig
 
 CPU = torch.device("cpu")
 VOCAB = 257
-RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (8e-3, 1.6e-2)
 # Name: parameters, layers of a model (MAC+MAL has two memories in a layer, so half as many), steps.
 RECIPES = {"five-minutes": (200_000, 2, 300), "longer": (200_000, 2, 1200)}
 MIXERS: dict[str, list[str]] = {
@@ -193,17 +194,24 @@ def main() -> None:
                 "seed": seed, "run": str(run),
             }  # fmt: skip
 
-        tries = {
-            f"{row}, lr {rate}": job(row, Path(folder) / f"{row}{rate}", 0.1, steps // 3, rate, 0)
-            for row in chosen for rate in RATES if options.rate is None
-        }  # fmt: skip
-        run_cells(tries, results, path, options.jobs)
         cells = results["cells"]
-        best = {
-            row: options.rate
-            or min(RATES, key=lambda rate: cells[f"{row}, lr {rate}"]["valid_bits_per_byte"])
-            for row in chosen
-        }
+        best = dict.fromkeys(chosen, options.rate)
+        rates = dict.fromkeys(chosen if options.rate is None else (), RATES)
+        while rates:
+            tries = {
+                f"{row}, lr {rate}": job(row, Path(folder) / f"{row}{rate}", 0.1, steps, rate, 0)
+                for row in rates for rate in rates[row]
+            }  # fmt: skip
+            run_cells(tries, results, path, options.jobs)
+            for row in rates:
+                best[row] = min(
+                    rates[row], key=lambda rate: cells[f"{row}, lr {rate}"]["valid_bits_per_byte"]
+                )
+            rates = {
+                row: (*tried, 2 * tried[-1])
+                for row, tried in rates.items()
+                if best[row] == tried[-1]
+            }
         seeds = {
             f"{row}, seed {seed}": job(
                 row, options.runs / name / f"{row}-{seed}", 0.0, steps, best[row], seed
@@ -247,8 +255,10 @@ def table(results: dict[str, Any], systems: dict[str, list[str]]) -> str:
             if mode == "carried":
                 figures.append(f"{max(values) - min(values):.3f}")
         rounds = [c for k, c in results["cells"].items() if k.startswith(f"{row}, round")]
-        for name in ("tokens_per_s", "added_memory_mib"):
-            figures.append(f"{statistics.median(c[name] for c in rounds):,.0f}" if rounds else "")
+        figures += [
+            f"{statistics.median(c[name] for c in rounds):,.0f}" if rounds else ""
+            for name in ("tokens_per_s", "added_memory_mib")
+        ]
         lines.append(
             f"| {row} | {cells[0]['parameters']:,} | {cells[0]['lr']} | {' | '.join(figures)} |"
         )
