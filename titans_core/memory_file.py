@@ -151,8 +151,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             table = _table(path, file.metadata())
             # A copy, since what is read is a view of a file that somebody may cut short.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None
+    except SafetensorError:
+        raise ValueError(
+            f"{path} is no memory file of titans, or is cut short: give a file that "
+            "`titans language read` or save_memory wrote."
+        ) from None
     return table, tensors
 
 

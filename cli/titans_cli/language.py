@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from titans_cli.options import Device, Force, Json, Out, Preset, Seed, Set, TrainSeed
+from titans_cli.options import MOST, Device, Force, Json, Out, Preset, Set, TrainSeed
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 
@@ -162,7 +162,7 @@ def generate_text(
         Path | None,
         typer.Option("--memory", metavar="FILE", help="Memory file that the text goes on from."),
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Seed of the sampling.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Generate text from a trained run, letter by letter."""

@@ -66,13 +66,17 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp")
 
 
+def step_name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
 def latest(folder: Path) -> Path:
     """The newest checkpoint; FileNotFoundError where there is none."""
     found = complete(folder)
     if not found:
         raise FileNotFoundError(
-            f"There is no checkpoint in {folder}: the run was stopped before its first. Start it "
-            "again with --force."
+            f"There is no checkpoint in {folder}: the run was stopped before its first. Train on "
+            "with --resume."
         )
     return found[-1]
 

@@ -21,6 +21,7 @@ from titans_domains.checkpoints import (
     load_weights,
     rebuild,
     save_checkpoint,
+    step_name,
 )
 from titans_domains.domain import Task
 from titans_domains.log import Log
@@ -124,7 +125,7 @@ class Save(Callback):
             return
         step = trainer.global_step
         if step % self.config.checkpoint_every == 0 or step == self.config.steps:
-            trainer.save_checkpoint(self.folder / f"step-{step:07d}")
+            trainer.save_checkpoint(self.folder / step_name(step))
 
 
 def train(
@@ -141,10 +142,15 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     folder = out / "checkpoints"
-    newest = latest(folder) if resume else None
+    # A run that was stopped before its first checkpoint goes on from its start.
+    newest = latest(folder) if resume and complete(folder) else None
+    if resume and newest is None:
+        talk(f"There is no checkpoint in {folder} yet: training from the start.")
     if newest is not None:
         # Lightning would load them too, but with an error of many lines for another model's.
         load_weights(task.model, newest / WEIGHTS)
+        if newest.name == step_name(config.steps):
+            talk(f"{out} is trained to its last step, {config.steps}: nothing is left to do.")
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,

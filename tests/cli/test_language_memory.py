@@ -122,8 +122,8 @@ def prepare(work: Path, titans: Titans) -> None:
 FILES = {
     "missing": ("none.memory", "There is no memory file none.memory"),
     "folder": ("folder", "folder is a folder: give the path of a memory file"),
-    "text": ("doc.txt", "doc.txt is cut short or is no safetensors file"),
-    "cut": ("cut.memory", "cut.memory is cut short or is no safetensors file"),
+    "text": ("doc.txt", "doc.txt is no memory file of titans, or is cut short"),
+    "cut": ("cut.memory", "cut.memory is no memory file of titans, or is cut short"),
     "flipped": ("flipped.memory", "flipped.memory is damaged"),
     "two": ("two.memory", "two.memory holds 2 memories"),
     "weights": (

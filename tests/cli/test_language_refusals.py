@@ -144,7 +144,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     ),
     "no checkpoint": (
         lambda here: shutil.rmtree(here / "run/checkpoints"),
-        (*READ, *RESUME),
+        READ,
         "There is no checkpoint in run/checkpoints",
     ),
     "rest without its content": (

@@ -255,7 +255,7 @@ def test_what_is_no_memory_file_is_named(tmp_path: Path) -> None:
     for content in (b"", b"a book of many pages", bytes(100), b"\xff" * 50):
         path.write_bytes(content)
         assert not is_memory_file(path)
-        with pytest.raises(ValueError, match="is cut short or is no safetensors file: "):
+        with pytest.raises(ValueError, match="is no memory file of titans, or is cut short"):
             load_memory(path, model)
     for metadata in (
         None,
@@ -348,10 +348,10 @@ def test_a_file_cut_anywhere_is_refused(written: Any, tmp_path: Path, data: st.D
     keep = data.draw(st.one_of(st.integers(0, 3000), st.integers(0, len(content) - 1)))
     path = tmp_path / "cut"
     path.write_bytes(content[: min(keep, len(content) - 1)])
-    with pytest.raises(ValueError, match="is cut short or is no safetensors file"):
+    with pytest.raises(ValueError, match="is no memory file of titans, or is cut short"):
         load_memory(path, written[0])
     path.write_bytes(content + bytes(1 + keep))
-    with pytest.raises(ValueError, match="is cut short or is no safetensors file"):
+    with pytest.raises(ValueError, match="is no memory file of titans, or is cut short"):
         load_memory(path, written[0])
 
 

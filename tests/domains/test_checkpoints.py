@@ -186,7 +186,7 @@ def test_a_failure_while_writing_leaves_the_checkpoints_before(
 
 
 def test_no_folder_holds_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="again with --force"):
+    with pytest.raises(FileNotFoundError, match="Train on with --resume"):
         latest(tmp_path / "checkpoints")
 
 

@@ -113,17 +113,25 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     train_run(DOMAIN, config, tmp_path / "run", device=CPU)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     steps: list[int] = []
-    resume_run(DOMAIN, tmp_path / "run", device=CPU, show=lambda step, row: steps.append(step))
+    said: list[str] = []
+    resume_run(
+        DOMAIN, tmp_path / "run", device=CPU,
+        show=lambda step, row: steps.append(step), talk=said.append,
+    )  # fmt: skip
     assert not steps
+    assert said[0].endswith("trained to its last step, 6: nothing is left to do.")
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
-def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_goes_on_from_its_start(tmp_path: Path) -> None:
     config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "straight", device=CPU)
     with pytest.raises(KilledError):
         train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=kill_at(1))
-    with pytest.raises(FileNotFoundError, match=r"stopped before its first\. Start it again with"):
-        resume_run(DOMAIN, tmp_path / "run", device=CPU)
+    said: list[str] = []
+    resume_run(DOMAIN, tmp_path / "run", device=CPU, talk=said.append)
+    assert said[0].endswith("checkpoints yet: training from the start.")
+    assert_same_runs(tmp_path / "straight", tmp_path / "run")
 
 
 def test_a_run_killed_while_saving_goes_on_from_the_one_before(tmp_path: Path) -> None:
