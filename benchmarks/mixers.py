@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,14 +140,19 @@ def run_cells(
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            print(name, "failed:", done.stderr, file=sys.stderr, flush=True)
+            failed.append(f"{name} failed: {done.stderr}")
             return
-        results["cells"][name] = json.loads(done.stdout)
-        path.write_text(json.dumps(results, indent=2) + "\n")
-        print(name, results["cells"][name], flush=True)
+        with one_writer:
+            results["cells"][name] = json.loads(done.stdout)
+            path.write_text(json.dumps(results, indent=2) + "\n")
+            print(name, results["cells"][name], flush=True)
 
+    failed: list[str] = []
+    one_writer = threading.Lock()
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(run, [name for name in jobs if name not in results["cells"]]))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def main() -> None:
@@ -240,9 +246,10 @@ def main() -> None:
 def table(results: dict[str, Any], systems: dict[str, list[str]]) -> str:
     """Markdown: mean and spread over the seeds."""
     lines = [
-        "| system | parameters | lr | bits per byte: carried | spread | frozen | reset | tokens/s | MiB |"
+        "| system | parameters | lr | seeds | bits per byte: carried | spread | frozen | reset "
+        "| tokens/s | MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in systems:
         cells = [c for k, c in results["cells"].items() if k.startswith(f"{row}, seed")]
         if not cells:
@@ -260,7 +267,8 @@ def table(results: dict[str, Any], systems: dict[str, list[str]]) -> str:
             for name in ("tokens_per_s", "added_memory_mib")
         ]
         lines.append(
-            f"| {row} | {cells[0]['parameters']:,} | {cells[0]['lr']} | {' | '.join(figures)} |"
+            f"| {row} | {cells[0]['parameters']:,} | {cells[0]['lr']} | {len(cells)} "
+            f"| {' | '.join(figures)} |"
         )
     return "\n".join(lines)
 
