@@ -20,8 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,14 @@ def theirs(shape: Shape, default: bool = False) -> torch.nn.Module:
     )  # fmt: skip
 
 
-def attention(shape: Shape, device: str, backward: bool, window: int | None) -> Work:
-    given = inputs(shape, device, torch.float32, backward)
+def attention(
+    shape: Shape,
+    device: str,
+    backward: bool,
+    window: int | None,
+    dtype: torch.dtype = torch.float32,
+) -> Work:
+    given = inputs(shape, device, dtype, backward)
     q, k, v = (given[name].transpose(1, 2) for name in "qkv")
     seen = None
     if window is not None:
@@ -145,8 +151,8 @@ def attention(shape: Shape, device: str, backward: bool, window: int | None) -> 
     return work
 
 
-def fla(shape: Shape, device: str, backward: bool) -> Work:
-    given = inputs(shape, device, torch.float32, backward)
+def fla(shape: Shape, device: str, backward: bool, dtype: torch.dtype = torch.float32) -> Work:
+    given = inputs(shape, device, dtype, backward)
     q, k, v = (given[name] for name in "qkv")
     beta, decay = given["step_size"][..., 0], (1 - given["forget"][..., 0]).log()
     if device == "cpu":
@@ -199,7 +205,56 @@ def check(shape: Shape, device: str) -> dict[str, float]:
         errors[str(dtype)] = ((got - wanted).abs().max() / wanted.abs().max()).item()
     assert errors["torch.float64"] < 1e-10, errors
     assert errors["torch.float32"] < 1e-3, errors
+    if device == "cuda":
+        with matmul_precision("high"):
+            got = memory_update(**inputs(small, device, torch.float32, False))[0].double()
+        errors["tf32"] = ((got - wanted).abs().max() / wanted.abs().max()).item()
     return errors
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def gpu_lengths(shape: Shape, count: int) -> dict[str, dict[str, float]]:
+    """Seconds forward and backward with tf32 products, at one row of ever more tokens."""
+    found = {}
+    with matmul_precision("high"):
+        for length in (2048 * 4**power for power in range(4)):
+            one = replace(shape, batch=1, time=length)
+            rows = {
+                "memory_update": update(one, "cuda", torch.float32, True, "auto"),
+                "attention": attention(one, "cuda", True, None, torch.bfloat16),
+            }
+            with contextlib.suppress(ImportError):
+                rows["fla gated delta rule"] = fla(one, "cuda", True, torch.bfloat16)
+            found[str(length)] = rounds(rows, count, "cuda")
+    return found
+
+
+def floor(shape: Shape, count: int) -> dict[str, float]:
+    """Least seconds of a forward and backward at the rates that this card shows: by tf32 products, by memory.
+
+    In memory are the tokens, their gradients, and every chunk's first state, written and read twice.
+    """
+    big = torch.randn(8192, 8192, device="cuda")
+    out = torch.empty_like(big)
+    with matmul_precision("high"):
+        seconds = rounds(
+            {"product": lambda: torch.mm(big, big, out=out), "copy": lambda: out.copy_(big)},
+            count, "cuda",
+        )  # fmt: skip
+    rows = shape.batch * shape.heads
+    states = rows * shape.time / shape.chunk * 4 * shape.width**2 * shape.expansion * 4 * 3
+    tokens = rows * shape.time * shape.width * 4 * 8
+    return {
+        "products": 3 * shape.operations * seconds["product"] / (2 * 8192**3),
+        "memory": (states + tokens) * seconds["copy"] / (2 * 4 * 8192**2),
+    }
 
 
 def timed(work: Work, device: str) -> float:
@@ -226,6 +281,7 @@ def rounds(rows: dict[str, Work], count: int, device: str) -> dict[str, float]:
 def rows_of(shape: Shape, device: str, backward: bool) -> dict[str, Work]:
     rows = products(device, torch.float32, shape)
     rows["memory_update"] = update(shape, device, torch.float32, backward, "auto")
+    rows["memory_update, chunked"] = update(shape, device, torch.float32, backward, "chunked")
     rows["NeuralMemory"] = layer(ours(shape), shape, device, backward, lambda out: out[0])
     for name, build in {
         "titans-pytorch": lambda: layer(theirs(shape), shape, device, backward, lambda out: out[0]),
@@ -289,6 +345,15 @@ def decode(shape: Shape, device: str) -> dict[str, Work]:
     return rows
 
 
+def by_length(shape: Shape, count: int) -> dict[str, float]:
+    """Microseconds per token of a forward and backward, a sequence of few rows and a 32 times longer one."""
+    rows = {}
+    for time_ in (2048, 65536):
+        given = Shape(batch=1, time=time_, chunk=shape.chunk)
+        rows[str(time_)] = update(given, "cpu", torch.float32, True, "auto")
+    return {name: 1e6 * s / int(name) for name, s in rounds(rows, count, "cpu").items()}
+
+
 def measure(shape: Shape, device: str, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {"shape": vars(shape), "error": check(shape, device)}
     for backward in (False, True):
@@ -303,6 +368,10 @@ def measure(shape: Shape, device: str, count: int) -> dict[str, Any]:
     found["64 tokens, one at a time"] = rounds(decode(shape, device), count, device)
     if device == "cpu":
         found["MiB of a training step"] = fresh_peaks(shape)
+        found["us per token by length"] = by_length(shape, count)
+    else:
+        found["floor of forward + backward"] = floor(shape, count)
+        found["forward + backward by length"] = gpu_lengths(shape, count)
     return found
 
 
@@ -322,6 +391,10 @@ def table(results: dict[str, Any]) -> str:
         lines += [
             f"| {chunk} | MiB of a training step | {name} | {mib:.0f} | |"
             for name, mib in found.get("MiB of a training step", {}).items()
+        ]
+        lines += [
+            f"| {chunk} | us per token, forward + backward | {name} tokens, 1 row | {us:.1f} | |"
+            for name, us in found.get("us per token by length", {}).items()
         ]
     return "\n".join(lines)
 

@@ -45,4 +45,4 @@ def assert_refused(done: Done, sentence: str) -> None:
     assert (done.code, done.out) == (2, ""), done.err
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
-    assert sentence in done.err
+    assert sentence in done.err, done.err

@@ -23,7 +23,7 @@ from titans_core.attend import (
     rotary_angles,
     rotate,
 )
-from titans_core.checks import check_call, check_state, shapes_of
+from titans_core.checks import check_call, check_numbers, check_state, fingerprint, pattern_of
 from titans_core.convolution import CausalConvolution
 
 
@@ -36,6 +36,7 @@ class AttentionConfig:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
+        check_numbers(self, "attention.")
         if self.num_heads < 1:
             raise ValueError(f"attention.num_heads must be at least 1: got {self.num_heads}.")
         groups = self.num_kv_heads
@@ -109,6 +110,7 @@ class AttentionState(NamedTuple):
     at: Int[Tensor, "B S"]  # place of each cached token in its document, or EMPTY
     position: Int[Tensor, " B"]
     conv_tail: Float[Tensor, "B R C"] | None
+    settings: str  # fingerprint of the mixer's configuration
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -117,18 +119,21 @@ class AttentionState(NamedTuple):
 
 
 class AttentionCore(nn.Module):
-    """Attention before its output projection: [B, T, dim] to [B, T, dim], the heads side by side."""
+    """Attention before its output projection: [B, T, dim] to [B, T, dim], the heads side by side.
 
-    def __init__(self, dim: int, config: AttentionConfig) -> None:
+    `settings` is the fingerprint of the mixer that it stands in.
+    """
+
+    def __init__(self, dim: int, config: AttentionConfig, settings: str) -> None:
         super().__init__()
-        self.window = config.window
+        self.settings, self.window = settings, config.window
         self.heads = Heads(dim, config)
 
     def fresh_state(self, batch: int) -> AttentionState:
         none = self.heads.no_keys(batch)
         position = torch.zeros(batch, dtype=torch.long, device=none.device)
         tail = self.heads.fresh_tail(batch)
-        return AttentionState(none, none, position[:, None][:, :0], position, tail)
+        return AttentionState(none, none, position[:, None][:, :0], position, tail, self.settings)
 
     @property
     def most_cached(self) -> int | None:
@@ -166,7 +171,7 @@ class AttentionCore(nn.Module):
             y = attend_causally(q, keys, values, query, Places(index, at), self.window, prefix)
         cache = self._trim(keys, values, at, index, query, mask)
         after = next_position(state.position, query, mask)
-        return y.flatten(2), AttentionState(*cache, after, tail)
+        return y.flatten(2), AttentionState(*cache, after, tail, self.settings)
 
     def _trim(
         self,
@@ -192,7 +197,10 @@ class AttentionCore(nn.Module):
         if mask is not None:
             keys, values, at = gather_valid(keys, values, at)
         keep = max(keys.shape[1] - (self.window - 1), 0)
-        return keys[:, keep:], values[:, keep:], at[:, keep:]
+        if not keep:
+            return keys, values, at
+        # Copies: views would hold all that was read for as long as the state is kept.
+        return keys[:, keep:].clone(), values[:, keep:].clone(), at[:, keep:].clone()
 
 
 def gather_valid(keys: Tensor, values: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,8 +215,9 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, config: AttentionConfig) -> None:
         super().__init__()
-        self.core = AttentionCore(dim, config)
-        self._shapes = shapes_of(self.core.fresh_state(1))
+        self.config = config
+        self.core = AttentionCore(dim, config, fingerprint(config))
+        self._pattern = pattern_of(self.core.fresh_state(1))
         self.out = nn.Linear(dim, dim, bias=False)
 
     def fresh_state(self, batch: int) -> AttentionState:
@@ -233,11 +242,11 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "B T dim"], AttentionState]:
         """Outputs and the state after them; a frozen read (`write=False`) is the same as any other."""
         core = self.core
-        check_call(x, self.out.in_features, mask, reset)
+        check_call(x, self.out.weight, mask, reset)
         if state is None:
             state = self.fresh_state(x.shape[0])
         else:
-            check_state(state, AttentionState, self._shapes, x, core.most_cached)
+            check_state(state, self._pattern, x, core.most_cached)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         y, state = core(x, state, mask=mask, reset=reset)

@@ -14,9 +14,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from titans_core.attention import Attention, AttentionConfig
-from titans_core.checks import check_call
+from titans_core.checks import check_call, check_numbers
 from titans_core.context import MemoryAsContext
-from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer, windowed
+from titans_core.hybrids import (
+    HybridConfig,
+    MemoryAsGate,
+    MemoryAsLayer,
+    check_segment,
+    check_window,
+    windowed,
+)
 from titans_core.memory import MemoryConfig, NeuralMemory
 from titans_core.state import detach, named_tensors, replace_tensors
 
@@ -30,7 +37,8 @@ class Mixer(Protocol):
 
     A state is nested tuples of tensors [B, ...]. `restart_memory` makes memories as before the first
     token, `restart_caches` all the rest: what it lets go on, as the same tensors, is what a memory
-    file keeps. Fields of a cache that may grow along axis 1 are named by the tuple's `cached`.
+    file keeps. Fields of a cache that may grow along axis 1 are named by the tuple's `cached`; a field
+    `settings` is a fingerprint of the mixer's configuration, and states of different ones never mix.
     """
 
     def __call__(
@@ -61,6 +69,7 @@ class BackboneConfig:
     hybrid: HybridConfig = field(default_factory=HybridConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("dim", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
@@ -68,18 +77,10 @@ class BackboneConfig:
             raise ValueError(f"mixer must be one of {', '.join(MIXERS)}: got {self.mixer!r}.")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
-        if "mac" in self.mixer and self.hybrid.segment_len % self.memory.chunk_size:
-            raise ValueError(
-                "hybrid.segment_len must be a multiple of memory.chunk_size = "
-                f"{self.memory.chunk_size}: got {self.hybrid.segment_len}."
-            )
+        if "mac" in self.mixer:
+            check_segment(self.memory, self.hybrid)
         if self.mixer in ("mag", "mal"):
-            size = max(self.memory.conv_size, self.attention.conv_size)
-            if self.hybrid.window < size:
-                raise ValueError(
-                    f"hybrid.window must be at least the convolution's size = {size}: "
-                    f"got {self.hybrid.window}."
-                )
+            check_window(self.hybrid.window, self.memory.conv_size, self.attention.conv_size)
 
     @property
     def grid(self) -> int:
@@ -213,7 +214,7 @@ class Backbone(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], tuple[Any, ...]]:
         """Hidden states and the state after them; without a state, a fresh one."""
-        check_call(x, self.config.dim, mask, reset)
+        check_call(x, self.norm.weight, mask, reset)
         if state is None:
             state = self.fresh_state(x.shape[0])
         if not isinstance(state, tuple):

@@ -6,8 +6,6 @@ Source: arXiv 2501.00663, eq. 21-25; `docs/choices.md` says what was changed so 
 what a later one asked.
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,9 +15,9 @@ from torch import Tensor, nn
 
 from titans_core.attend import EMPTY, Queries, attend
 from titans_core.attention import AttentionConfig, Heads
-from titans_core.checks import check_call, check_state, shapes_of
+from titans_core.checks import check_call, check_state, fingerprint, pattern_of
 from titans_core.convolution import CausalConvolution, last_written
-from titans_core.hybrids import HybridConfig, Norm
+from titans_core.hybrids import HybridConfig, Norm, check_segment
 from titans_core.memory import (
     MemoryConfig,
     NeuralMemoryState,
@@ -27,8 +25,9 @@ from titans_core.memory import (
     persistent_tokens,
     unit_length,
 )
+from titans_core.pieces import Piece, pieces_of, rejoined
 from titans_kernels import memory_read
-from titans_kernels.memory_update.types import Weights, first_phase, rows_where
+from titans_kernels.memory_update.types import Weights, rows_where
 
 
 class MemoryAsContextState(NamedTuple):
@@ -43,6 +42,7 @@ class MemoryAsContextState(NamedTuple):
     asked: Float[Tensor, "B R H D"] | None  # retrieve=previous: the last queries for the memory
     query_tail: Float[Tensor, "B Q dim"] | None
     conv_tail: Float[Tensor, "B Q C"] | None
+    settings: str  # fingerprint of the mixer's configuration
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -65,12 +65,13 @@ class MemoryAsContext(nn.Module):
         self, dim: int, memory: MemoryConfig, attention: AttentionConfig, hybrid: HybridConfig
     ) -> None:
         super().__init__()
-        self.config = hybrid
+        check_segment(memory, hybrid)
+        self.config, self.settings = hybrid, fingerprint(memory, attention, hybrid)
         self.persistent = persistent_tokens(hybrid.num_persistent, dim)
         self.query = nn.Linear(dim, dim, bias=False)
         self.query_conv = CausalConvolution(dim, memory.conv_size) if memory.conv_size else None
         self.heads = Heads(dim, attention)
-        self.recall = Recall(dim, memory)
+        self.recall = Recall(dim, memory, self.settings)
         self.first_asked: nn.Parameter | None = None
         if hybrid.retrieve == "previous":
             self.first_asked = nn.Parameter(torch.randn(hybrid.num_retrieved, *self.recall.shape))
@@ -78,7 +79,7 @@ class MemoryAsContext(nn.Module):
         self.attention_norm = Norm(dim)
         self.recall_norm = Norm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
-        self._shapes = shapes_of(self.fresh_state(1))
+        self._pattern = pattern_of(self.fresh_state(1))
 
     def fresh_state(self, batch: int) -> MemoryAsContextState:
         memory = self.recall.fresh_state(batch)
@@ -94,7 +95,7 @@ class MemoryAsContext(nn.Module):
         return MemoryAsContextState(
             memory, memory.memory.memory, position,
             none, none, position[:, None][:, :0], retrieved, retrieved,
-            asked, tail, self.heads.fresh_tail(batch),
+            asked, tail, self.heads.fresh_tail(batch), self.settings,
         )  # fmt: skip
 
     def restart_memory(self, state: MemoryAsContextState) -> MemoryAsContextState:
@@ -135,78 +136,28 @@ class MemoryAsContext(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsContextState]:
         """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
-        check_call(x, self.out.in_features, mask, reset)
+        check_call(x, self.out.weight, mask, reset)
         if state is None:
             state = self.fresh_state(len(x))
         else:
             most = self.config.segment_len - 1 + self.config.num_previous
-            check_state(state, MemoryAsContextState, self._shapes, x, most)
+            check_state(state, self._pattern, x, most)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         if x.shape[1] == 0:
             return x, state
-        outputs, taken = [], []
-        for index in self._pieces(state.position, x.shape[1], mask, reset):
-            if isinstance(index, slice):
-                piece = x[:, index]
-                written = None if mask is None else mask[:, index]
-                fresh = None if reset is None else reset[:, index]
-            else:
-                inside = index < x.shape[1]
-                index = index.clamp_max(x.shape[1] - 1)
-                piece = x.take_along_dim(index[..., None], 1).masked_fill(~inside[..., None], 0)
-                written = inside if mask is None else inside & mask.take_along_dim(index, 1)
-                fresh = None if reset is None else inside & reset.take_along_dim(index, 1)
-                taken.append(torch.where(inside, index, x.shape[1]))
-            y, state = self._piece(piece, state, written, fresh, write)
+        outputs, places = [], []
+        for piece in pieces_of(x, state.position, mask, reset, self.config.segment_len):
+            y, state = self._piece(piece, state, write)
             outputs.append(y)
-        y = torch.cat(outputs, 1)
-        if taken:
-            # Rows at different places of the grid: back from pieces to tokens.
-            source = torch.cat(taken, 1)
-            order = torch.arange(source.shape[1], device=x.device).expand_as(source)
-            where = order.new_zeros(len(x), x.shape[1] + 1).scatter(1, source, order)
-            y = y.take_along_dim(where[:, :-1, None], 1)
-        return y, state
-
-    def _pieces(
-        self, position: Tensor, time: int, mask: Tensor | None, reset: Tensor | None
-    ) -> Iterator[slice | Tensor]:
-        """The call's tokens, no piece across the start of a segment: a slice, or where rows differ
-        their tokens' index [B, P], `time` or more beyond a row's end of the piece."""
-        size = self.config.segment_len
-        phase = first_phase(position, mask, reset, size)
-        if reset is not None:
-            grid = phase[:, None] + torch.arange(time, device=reset.device)
-            off = (reset & (grid % size != 0)).nonzero()
-            if len(off):
-                row, t = off[0].tolist()
-                raise ValueError(
-                    f"reset must fall on a multiple of segment_len = {size} tokens of its row: got "
-                    f"row {row}, token {t}. Fill the gap before it with masked tokens."
-                )
-        phases = phase.tolist()
-        if len(set(phases)) == 1:
-            bounds = [0, *range(size - phases[0], time, size), time]
-            for begin, end in itertools.pairwise(bounds):
-                yield slice(begin, end)
-            return
-        for n in range(-(-(max(phases) + time) // size)):
-            begin = (n * size - phase).clamp(0, time)
-            end = ((n + 1) * size - phase).clamp(0, time)
-            longest = int((end - begin).max())
-            index = begin[:, None] + torch.arange(longest, device=position.device)
-            yield torch.where(index < end[:, None], index, time)
+            if piece.place is not None:
+                places.append(piece.place)
+        return rejoined(outputs, places, x.shape[1]), state
 
     def _piece(
-        self,
-        x: Float[Tensor, "B P dim"],
-        state: MemoryAsContextState,
-        mask: Bool[Tensor, "B P"] | None,
-        reset: Bool[Tensor, "B P"] | None,
-        write: bool,
+        self, piece: Piece, state: MemoryAsContextState, write: bool
     ) -> tuple[Float[Tensor, "B P dim"], MemoryAsContextState]:
-        """A segment, or the part of one that a call holds."""
+        x, mask, reset, _ = piece
         if reset is not None and bool(reset.any()):
             if not write:
                 raise ValueError(

@@ -79,7 +79,8 @@ def last_written(
 ) -> Shaped[Tensor, "B S *C"]:
     """The last `keep` of each row before its padding; the last T of the span are what mask covers."""
     if mask is None:
-        return span[:, span.shape[1] - keep :]
+        # A copy: a view would hold all of the span for as long as the state is kept.
+        return span[:, span.shape[1] - keep :].clone()
     time = mask.shape[1]
     index = torch.arange(1, time + 1, device=span.device)
     end = (index * mask).amax(1) if time else index.new_zeros(len(span))

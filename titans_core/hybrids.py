@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from titans_core.attention import AttentionConfig, AttentionCore, AttentionState
-from titans_core.checks import check_call, check_kind, check_state, shapes_of
+from titans_core.attention import Attention, AttentionConfig, AttentionCore, AttentionState
+from titans_core.checks import (
+    check_call,
+    check_kind,
+    check_numbers,
+    check_settings,
+    check_state,
+    fingerprint,
+    pattern_of,
+)
 from titans_core.memory import (
     MemoryConfig,
     NeuralMemory,
@@ -35,6 +43,7 @@ class HybridConfig:
     num_previous: int = 0  # MAC: tokens of the segment before that attention sees too
 
     def __post_init__(self) -> None:
+        check_numbers(self, "hybrid.")
         for name in ("window", "segment_len", "num_retrieved"):
             if getattr(self, name) < 1:
                 raise ValueError(f"hybrid.{name} must be at least 1: got {getattr(self, name)}.")
@@ -55,6 +64,24 @@ class HybridConfig:
                 f"hybrid.num_retrieved must be at most hybrid.segment_len = {self.segment_len}, "
                 f"since it counts queries of one segment: got {self.num_retrieved}."
             )
+
+
+def check_segment(memory: MemoryConfig, hybrid: HybridConfig) -> None:
+    """MAC's segments are made of whole chunks."""
+    if hybrid.segment_len % memory.chunk_size:
+        raise ValueError(
+            f"hybrid.segment_len must be a multiple of memory.chunk_size = {memory.chunk_size}: "
+            f"got {hybrid.segment_len}."
+        )
+
+
+def check_window(window: int, *conv_sizes: int) -> None:
+    """MAG's and MAL's attention sees no less than their convolutions do."""
+    if window < max(conv_sizes):
+        raise ValueError(
+            f"hybrid.window must be at least the convolution's size = {max(conv_sizes)}: "
+            f"got {window}."
+        )
 
 
 def windowed(attention: AttentionConfig, hybrid: HybridConfig) -> AttentionConfig:
@@ -89,13 +116,15 @@ class MemoryAsGate(nn.Module):
         self, dim: int, memory: MemoryConfig, attention: AttentionConfig, hybrid: HybridConfig
     ) -> None:
         super().__init__()
+        check_window(hybrid.window, memory.conv_size, attention.conv_size)
+        settings = fingerprint(memory, attention, hybrid)
         self.persistent = persistent_tokens(hybrid.num_persistent, dim)
-        self.attention = AttentionCore(dim, windowed(attention, hybrid))
-        self.recall = Recall(dim, memory)
+        self.attention = AttentionCore(dim, windowed(attention, hybrid), settings)
+        self.recall = Recall(dim, memory, settings)
         self.attention_norm = Norm(dim)
         self.recall_norm = Norm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
-        self._shapes = shapes_of(
+        self._pattern = pattern_of(
             MemoryAsGateState(self.attention.fresh_state(1), self.recall.fresh_state(1))
         )
 
@@ -129,9 +158,9 @@ class MemoryAsGate(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsGateState]:
-        check_call(x, self.out.in_features, mask, reset)
+        check_call(x, self.out.weight, mask, reset)
         if state is not None:
-            check_state(state, MemoryAsGateState, self._shapes, x, self.attention.most_cached)
+            check_state(state, self._pattern, x, self.attention.most_cached)
         start = self._start() if state is None or reset is not None else None
         if state is None:
             state = MemoryAsGateState(
@@ -150,6 +179,7 @@ class MemoryAsGate(nn.Module):
 class MemoryAsLayerState(NamedTuple):
     memory: NeuralMemoryState
     then: Any
+    settings: str  # of the layer itself; each part has its own
 
 
 class MemoryAsLayer(nn.Module):
@@ -164,24 +194,30 @@ class MemoryAsLayer(nn.Module):
         self, dim: int, memory: NeuralMemory, then: nn.Module, *, residual: bool = False
     ) -> None:
         super().__init__()
+        if isinstance(then, Attention) and then.config.window is not None:
+            check_window(then.config.window, memory.config.conv_size)
         self.memory = memory
         self.norm = Norm(dim)
         self.then = then
         self.residual = residual
+        self.settings = fingerprint({"residual": residual})
 
     def fresh_state(self, batch: int) -> MemoryAsLayerState:
-        return MemoryAsLayerState(self.memory.fresh_state(batch), self._then.fresh_state(batch))
+        memory, then = self.memory.fresh_state(batch), self._then.fresh_state(batch)
+        return MemoryAsLayerState(memory, then, self.settings)
 
     def restart_memory(self, state: MemoryAsLayerState) -> MemoryAsLayerState:
         """The state with every memory as before the first token."""
-        return MemoryAsLayerState(
-            self.memory.restart_memory(state.memory), self._then.restart_memory(state.then)
+        return state._replace(
+            memory=self.memory.restart_memory(state.memory),
+            then=self._then.restart_memory(state.then),
         )
 
     def restart_caches(self, state: MemoryAsLayerState) -> MemoryAsLayerState:
         """The state with convolutions and attention as before the first token; memories go on."""
-        return MemoryAsLayerState(
-            self.memory.restart_caches(state.memory), self._then.restart_caches(state.then)
+        return state._replace(
+            memory=self.memory.restart_caches(state.memory),
+            then=self._then.restart_caches(state.then),
         )
 
     @property
@@ -197,14 +233,16 @@ class MemoryAsLayer(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], MemoryAsLayerState]:
-        check_call(x, self.norm.weight.numel(), mask, reset)
+        check_call(x, self.norm.weight, mask, reset)
         memory, then = None, None
         if state is not None:
             check_kind(state, MemoryAsLayerState)
-            memory, then = state
+            check_settings(state.settings, self.settings)
+            memory, then = state.memory, state.then
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         m, memory = self.memory(x, memory, mask=mask, reset=reset, write=write)
         between = self.norm(x + m if self.residual else m)
         y, then = self.then(between, then, mask=mask, reset=reset, write=write)
-        return (m + y if self.residual else y), MemoryAsLayerState(memory, then)
+        y = m + y if self.residual else y
+        return y, MemoryAsLayerState(memory, then, self.settings)

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from titans_core.checks import check_call, check_state, shapes_of
+from titans_core.checks import check_call, check_numbers, check_state, fingerprint, pattern_of
 from titans_core.convolution import CausalConvolution
 from titans_kernels import (
     MemoryState,
     UpdateRule,
+    decodes,
     fresh_state,
+    layer_token,
     memory_read,
     memory_update,
     momentary_surprise,
@@ -45,6 +47,7 @@ class MemoryConfig:
     max_surprise: float | None = 1.0  # None for no clamp
 
     def __post_init__(self) -> None:
+        check_numbers(self, "memory.")
         for name in ("num_heads", "depth", "expansion", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"memory.{name} must be at least 1: got {getattr(self, name)}.")
@@ -91,6 +94,7 @@ class MemoryConfig:
 class NeuralMemoryState(NamedTuple):
     memory: MemoryState
     conv_tail: Float[Tensor, "B S C"] | None
+    settings: str  # fingerprint of the mixer's configuration
 
 
 FORGET_BIAS = -4.6
@@ -103,18 +107,18 @@ class Recall(nn.Module):
     """The memory itself, [B, T, dim] to [B, T, dim]: every token is written, then the memory is read.
 
     `start` is a state of one row (see `read_first`) that stands before every document, instead of
-    the learned initial memory alone.
+    the learned initial memory alone. `settings` is the fingerprint of the mixer that it stands in.
     """
 
     no_decay = ("initial", "norm_gain", "norm_bias", "gates")
 
-    def __init__(self, dim: int, config: MemoryConfig) -> None:
+    def __init__(self, dim: int, config: MemoryConfig, settings: str) -> None:
         super().__init__()
         if dim % config.num_heads:
             raise ValueError(
                 f"dim must be a multiple of memory.num_heads = {config.num_heads}: got {dim}."
             )
-        self.config, self.rule = config, config.rule()
+        self.config, self.rule, self.settings = config, config.rule(), settings
         heads, width = config.num_heads, dim // config.num_heads
         self.shape = (heads, width)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -156,7 +160,7 @@ class Recall(nn.Module):
             tail = start.conv_tail.expand(batch, -1, -1)
         elif self.conv is not None:
             tail = self.conv.fresh_tail(batch, self.qkv.weight)
-        return NeuralMemoryState(self.fresh_memory(batch, start), tail)
+        return NeuralMemoryState(self.fresh_memory(batch, start), tail, self.settings)
 
     def read_first(self, persistent: Float[Tensor, "N dim"]) -> NeuralMemoryState:
         """The state of one row that has read tokens which stand before every document."""
@@ -174,6 +178,8 @@ class Recall(nn.Module):
         write: bool = True,
         start: NeuralMemoryState | None = None,
     ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
+        if write and mask is None and reset is None and self.decodes(x):
+            return self.one_token(x, state)
         before = None if start is None else start.conv_tail
         q, k, v, tail = self._project(x, state.conv_tail, mask, reset, before)
         norm = (self.norm_gain, self.norm_bias)
@@ -191,7 +197,32 @@ class Recall(nn.Module):
                 )
             memory = state.memory
             y = memory_read(q, memory, initial, rule=self.rule, norm=norm)
-        return y.flatten(2).to(x.dtype), NeuralMemoryState(memory, tail)
+        return y.flatten(2).to(x.dtype), NeuralMemoryState(memory, tail, self.settings)
+
+    def decodes(self, x: Float[Tensor, "B T dim"]) -> bool:
+        """Whether `one_token` can do what `forward` would, without gradients, mask and reset."""
+        if x.shape[1] != 1 or self.conv is None or torch.is_autocast_enabled(x.device.type):
+            return False
+        return decodes(x, (self.qkv.weight, self.gates.weight, *self.initial), rule=self.rule)
+
+    def one_token(
+        self,
+        x: Float[Tensor, "B 1 dim"],
+        state: NeuralMemoryState,
+        out: tuple[Float[Tensor, "H D"], Float[Tensor, "B 1 dim"]] | None = None,
+    ) -> tuple[Float[Tensor, "B 1 dim"], NeuralMemoryState]:
+        """`forward` in few steps, where `decodes` says so.
+
+        With `out`, the outputs are normed, times the gain in it, and gated.
+        """
+        assert self.conv is not None
+        assert state.conv_tail is not None
+        y, tail, memory = layer_token(
+            self.qkv(x), state.conv_tail, self.conv.weight, self.gates(x), self.gate_sizes,
+            self.config.max_step_size, tuple(self.initial),
+            rule=self.rule, norm=(self.norm_gain, self.norm_bias), state=state.memory, out=out,
+        )  # fmt: skip
+        return y.flatten(2), NeuralMemoryState(memory, tail, self.settings)
 
     @torch.no_grad()
     def surprise(
@@ -267,12 +298,12 @@ class NeuralMemory(nn.Module):
     def __init__(self, dim: int, config: MemoryConfig, num_persistent: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.recall = Recall(dim, config)
+        self.recall = Recall(dim, config, fingerprint(config, num_persistent))
         self.persistent = persistent_tokens(num_persistent, dim)
         self.out_gate = nn.Linear(dim, dim, bias=False)
         self.out_norm = nn.Parameter(torch.ones(self.recall.shape))
         self.out = nn.Linear(dim, dim, bias=False)
-        self._shapes = shapes_of(self.recall.fresh_state(1))
+        self._pattern = pattern_of(self.recall.fresh_state(1))
 
     def fresh_state(self, batch: int) -> NeuralMemoryState:
         """The state before the first token."""
@@ -301,14 +332,17 @@ class NeuralMemory(nn.Module):
         write: bool = True,
     ) -> tuple[Float[Tensor, "B T dim"], NeuralMemoryState]:
         """Outputs and the state after them. `write=False` reads the memory as it is (frozen)."""
-        check_call(x, self.out.in_features, mask, reset)
+        check_call(x, self.out.weight, mask, reset)
         if state is not None:
-            check_state(state, NeuralMemoryState, self._shapes, x)
+            check_state(state, self._pattern, x)
         start = self._start() if state is None or reset is not None else None
         if state is None:
             state = self.recall.fresh_state(x.shape[0], start)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
+        if write and mask is None and reset is None and self.recall.decodes(x):
+            y, state = self.recall.one_token(x, state, (self.out_norm, self.out_gate(x)))
+            return self.out(y), state
         y, state = self.recall(x, state, mask=mask, reset=reset, write=write, start=start)
         y = F.rms_norm(y.unflatten(-1, self.recall.shape), self.recall.shape[-1:], eps=1e-5)
         y = (y * self.out_norm).flatten(2) * F.silu(self.out_gate(x))

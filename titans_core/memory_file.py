@@ -5,7 +5,6 @@ and at the start of its chunk and segment, surprise, and position; with `caches=
 made them stands in the header as JSON: a memory means nothing to another model.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -19,12 +18,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from titans_core.backbone import Backbone
-from titans_core.state import cache_names, named_tensors, replace_tensors
+from titans_core.checks import fingerprint
+from titans_core.state import cache_names, named_tensors, replace_tensors, settings_of
 
 SCHEMA = 1
 HEADER = "titans_memory"
-SAMPLES = 256
-"""Most entries of a parameter that its model's fingerprint takes in."""
 
 
 @torch.no_grad()
@@ -37,11 +35,17 @@ def save_memory(
     and the file does not grow with a window or a segment.
     """
     path = Path(path)
+    _check_model(model)
     check_place(path)
     tensors = named_tensors(state)
     rows = len(next(iter(tensors.values()), ()))
     if odd := _misfit(tensors, model, rows, caches=True):
         raise ValueError(f"state must be one of this model: {odd}.")
+    if settings_of(state) != settings_of(model.fresh_state(1)):
+        raise ValueError(
+            "state must be one of this model: it comes from one with other settings (chunk_size, "
+            "window and the rest). Save it with the model that it comes from."
+        )
     if not caches:
         tensors = {name: tensors[name] for name in _memory_names(model)}
     if not any(x.is_floating_point() for x in tensors.values()):
@@ -71,6 +75,7 @@ def load_memory(path: str | os.PathLike[str], model: Backbone) -> Any:
     ValueError where the file is damaged, is no memory file, or is not of this very model.
     """
     path = Path(path)
+    _check_model(model)
     table, tensors = _read(path)
     again = "Load it into the model that it was saved from, or read the text again"
     if table["config"] != _config_hash(model):
@@ -93,6 +98,17 @@ def load_memory(path: str | os.PathLike[str], model: Backbone) -> Any:
         model.fresh_state(rows), {name: x.to(device) for name, x in tensors.items()}
     )
     return state if caches else model.restart_caches(state)
+
+
+def _check_model(model: Any) -> None:
+    """A memory is that of a whole stack, whose configuration the file names."""
+    if isinstance(model, Backbone):
+        return
+    inner = isinstance(getattr(model, "backbone", None), Backbone)
+    raise TypeError(
+        f"model must be a Backbone: got {type(model).__name__}. Pass "
+        + ("its `backbone`." if inner else "the Backbone whose state this is.")
+    )
 
 
 def check_place(path: Path) -> None:
@@ -177,29 +193,22 @@ def _table(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def _config_hash(model: Backbone) -> str:
-    values = json.dumps(dataclasses.asdict(model.config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(values.encode()).hexdigest()
+    return fingerprint(model.config, settings_of(model.fresh_state(1)))
 
 
 def _weights_hash(model: nn.Module) -> str:
-    """Of names, shapes, dtypes and some entries of every parameter: training changes them all."""
-    digest = hashlib.sha256()
-    for name, x in model.named_parameters():
-        flat = x.detach().flatten()
-        _add(digest, name, x, flat[:: max(1, -(-len(flat) // SAMPLES))].cpu())
-    return digest.hexdigest()
+    # Every byte: two models of one training may differ in a few rows of an embedding alone.
+    return _content_hash(dict(model.named_parameters()))
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+    """Of names, shapes, dtypes and numbers."""
+    digest: Any = hashlib.sha256()
     for name in sorted(tensors):
-        _add(digest, name, tensors[name], tensors[name])
+        x = tensors[name].detach().cpu()
+        digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
+        digest.update(x.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _add(digest: Any, name: str, x: Tensor, entries: Tensor) -> None:
-    digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
-    digest.update(entries.contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -68,10 +68,20 @@ def cache_names(state: Any, name: str = "") -> set[str]:
     return found
 
 
+def settings_of(state: Any, name: str = "") -> dict[str, str]:
+    """The fingerprints that parts of a state carry, as `settings`, of what made them, by their places."""
+    ours = getattr(state, "settings", None)
+    found = {name: ours} if isinstance(ours, str) else {}
+    for key, child in _children(state):
+        found |= settings_of(child, f"{name}.{key}" if name else key)
+    return found
+
+
 def join(states: Sequence[StateT]) -> StateT:
     """The rows of several states in one batch, in their order. Each goes on as it would alone.
 
     Shorter caches are padded in front with empty places; rows may stand anywhere in their documents.
+    What was cached under autocast and what is fresh meet in the wider of their dtypes.
     """
     if not states:
         raise ValueError("join needs at least one state: got none.")
@@ -79,6 +89,11 @@ def join(states: Sequence[StateT]) -> StateT:
     caches = cache_names(states[0])
     for other in named[1:]:
         _check_alike(named[0], other, caches)
+    if any(settings_of(state) != settings_of(states[0]) for state in states):
+        raise ValueError(
+            "states must be of models with the same settings to be joined: these differ in chunk "
+            "size, window or the like. Join what one model gave back."
+        )
     joined = {
         name: _joined([tensors[name] for tensors in named], name in caches) for name in named[0]
     }
@@ -86,14 +101,17 @@ def join(states: Sequence[StateT]) -> StateT:
 
 
 def split(state: StateT) -> list[StateT]:
-    """One state for each row: what `join` has joined, without the empty places in front."""
+    """One state for each row: what `join` has joined, without the empty places in front.
+
+    Each holds its own numbers alone, so that a row that is kept does not keep the batch.
+    """
     rows = sorted({len(x) for x in named_tensors(state).values()})
     if len(rows) != 1:
         raise ValueError(f"state must have one number of rows in all its tensors: got {rows}.")
 
     def take(node: Any, row: slice, empty: int = 0) -> Any:
         if isinstance(node, Tensor):
-            return node[row, empty:] if empty else node[row]
+            return (node[row, empty:] if empty else node[row]).clone()
         if not isinstance(node, tuple):
             return node
         cached = getattr(node, "cached", ())
@@ -124,7 +142,10 @@ def _check_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], caches: set
         if (x := tensors.get(name)) is None:
             return "nothing"
         shape = ["B", *(["S"] if name in caches else []), *x.shape[1 + (name in caches) :]]
-        return f"[{', '.join(map(str, shape))}] {x.dtype} on {x.device}"
+        # Under autocast what is cached has the dtype of the layers, and not of the weights.
+        narrow = x.dtype in (torch.bfloat16, torch.float16)
+        dtype = torch.float32 if narrow else x.dtype
+        return f"[{', '.join(map(str, shape))}] {dtype} on {x.device}"
 
     for name in {**ours, **theirs}:
         if kind(ours, name) != kind(theirs, name):
@@ -139,4 +160,5 @@ def _joined(parts: list[Tensor], cached: bool) -> Tensor:
         longest = max(x.shape[1] for x in parts)
         fill = 0 if parts[0].is_floating_point() else EMPTY
         parts = [pad_time(x, longest - x.shape[1], 0, fill) for x in parts]
+    # The wider of two dtypes is what torch.cat gives out.
     return torch.cat(parts)

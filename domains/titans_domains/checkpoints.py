@@ -1,5 +1,6 @@
 """Checkpoints as safetensors and JSON: nothing in them is code, and none is ever half-written."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from titans_core.state import StateT
+from titans_core.state import StateT, settings_of
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
+CONFIGURATION = "titans_configuration"
+"""The key of the weights' header under which a checkpoint says what was trained."""
+OTHER_STATE = (
+    "The checkpoint's carried state is not one of this configuration: it was written under another."
+)
 NEEDED = (
     "global_step",
     "loops",
@@ -26,15 +32,19 @@ NEEDED = (
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON."""
+    """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON.
+
+    Its `configuration` (see `configuration_of`) stands beside the weights, in the header of their file.
+    """
     rest = dict(checkpoint)
+    configuration = {CONFIGURATION: json.dumps(rest.pop("configuration", {}))}
     weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
     tensors: dict[str, torch.Tensor] = {}
     table = json.dumps({"schema": SCHEMA, "checkpoint": pack(rest, tensors)})
     draft = path.with_name(path.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file(weights, draft / WEIGHTS)
+    save_file(weights, draft / WEIGHTS, configuration)
     save_file(tensors, draft / TENSORS)
     (draft / REST).write_text(table)
     shutil.rmtree(path, ignore_errors=True)
@@ -109,9 +119,54 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+def configuration_of(model: torch.nn.Module) -> dict[str, Any]:
+    """Every setting of a model by its place, from the dataclasses that modules keep as `config`."""
+    settings: dict[str, Any] = {}
+
+    def visit(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            settings[place] = value
+            return
+        for key, inner in value.items():
+            visit(inner, f"{place}.{key}" if place else key)
+
+    def search(module: torch.nn.Module, place: str) -> None:
+        config = getattr(module, "config", None)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            # What is inside was built from it.
+            visit(dataclasses.asdict(config), place)
+            return
+        for name, child in module.named_children():
+            search(child, f"{place}.{name}" if place else name)
+
+    search(model, "")
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _check_configuration(model: torch.nn.Module, path: Path) -> None:
+    """ValueError where the file says that its weights were trained under another configuration."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(CONFIGURATION)
+    if text is None:
+        return
+    ours, theirs = configuration_of(model), json.loads(text)
+    for name in {**theirs, **ours}:
+        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
+        if was != now:
+            raise ValueError(
+                f"{path} was trained with {name} = {was!r}, and the configuration has {now!r}: bring "
+                "that setting back, or train anew."
+            )
+
+
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fills the model; ValueError where the file's weights are not this model's."""
+    """Fills the model; ValueError where the file's weights are not this model's.
+
+    Settings that leave every shape as it is are part of a trained model too: a checkpoint's weights
+    are refused under others. Files that say nothing of their configuration are not asked.
+    """
     weights = load_tensors(path)
+    _check_configuration(model, path)
     ours = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     theirs = {name: tuple(x.shape) for name, x in weights.items()}
     if ours != theirs:
@@ -154,13 +209,17 @@ def unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def rebuild(state: Any, like: StateT) -> StateT:
-    """Plain nested tuples with the named tuples of `like` put back."""
+    """Plain nested tuples with the named tuples of `like` put back, whose settings must be theirs."""
+    rebuilt = _renamed(state, like)
+    if settings_of(rebuilt) != settings_of(like):
+        raise ValueError(OTHER_STATE)
+    return rebuilt
+
+
+def _renamed(state: Any, like: StateT) -> StateT:
     if not isinstance(like, tuple):
         return state
     if not isinstance(state, tuple) or len(state) != len(like):
-        raise ValueError(
-            "The checkpoint's carried state is not one of this configuration: it was written under "
-            "another."
-        )
-    children = [rebuild(a, b) for a, b in zip(state, like, strict=True)]
+        raise ValueError(OTHER_STATE)
+    children = [_renamed(a, b) for a, b in zip(state, like, strict=True)]
     return type(like)(*children) if hasattr(like, "_fields") else tuple(children)  # type: ignore[return-value]

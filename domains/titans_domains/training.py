@@ -16,6 +16,7 @@ from titans_core.state import named_tensors
 from titans_domains.checkpoints import (
     WEIGHTS,
     complete,
+    configuration_of,
     latest,
     load_checkpoint,
     load_weights,
@@ -69,6 +70,7 @@ class TrainingModule(LightningModule):
         step, carried = self.global_step, named_tensors(self.carried)
         self._check_finite("weights", checkpoint["state_dict"].values(), step)
         self._check_finite("carried state", carried.values(), step)
+        checkpoint["configuration"] = configuration_of(self.model)
         checkpoint["carried"] = self.carried
         checkpoint["cursor"] = self.cursor
         checkpoint["random"] = torch.get_rng_state()

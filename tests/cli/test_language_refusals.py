@@ -140,7 +140,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "another model": (
         rewrite("config.json", '"dim": 16', '"dim": 32'),
         READ,
-        "is of another model",
+        "was trained with backbone.dim = 16, and the configuration has 32",
     ),
     "no checkpoint": (
         lambda here: shutil.rmtree(here / "run/checkpoints"),
@@ -158,7 +158,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "another model to go on": (
         rewrite("config.json", '"dim": 16', '"dim": 32'),
         RESUME,
-        "is of another model: ",
+        "was trained with backbone.dim = 16, and the configuration has 32",
     ),
     "another batch size": (
         rewrite("config.json", '"batch_size": 2', '"batch_size": 3'),

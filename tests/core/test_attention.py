@@ -25,7 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def core(config: dict[str, Any]) -> AttentionCore:
-    return AttentionCore(16, AttentionConfig(**{"num_heads": 2, **config})).double()
+    return AttentionCore(16, AttentionConfig(**{"num_heads": 2, **config}), "a mixer's").double()
 
 
 @pytest.mark.parametrize("count", [0, 3])

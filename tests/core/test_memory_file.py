@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,18 @@ from mixers import SETTINGS as PLAIN
 from mixers import Setting, inputs
 from safetensors import safe_open
 from safetensors.torch import save, save_file
+from torch import nn
 
-from titans_core import Backbone, join, load_memory, save_memory, split, state_bytes
+from titans_core import (
+    Backbone,
+    BackboneConfig,
+    NeuralMemory,
+    join,
+    load_memory,
+    save_memory,
+    split,
+    state_bytes,
+)
 from titans_core import memory_file as module
 from titans_core.memory_file import HEADER, SCHEMA, is_memory_file
 from titans_core.state import named_tensors, replace_tensors
@@ -30,9 +41,9 @@ WITH_MEMORY = {name: s for name, s in SETTINGS.items() if s.mixer != "attention"
 SOME = ("lmm", "mac previous", "mag grouped", "mal", "mac+mal")
 
 
-def backbone(setting: Setting = SETTINGS["lmm"], layers: int = 2, **changes: Any) -> Backbone:
+def backbone(setting: Setting = SETTINGS["lmm"], layers: int = 2, mixer: Any = None) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(replace(setting.config(), num_layers=layers, **changes)).double()
+    return Backbone(replace(setting.config(), num_layers=layers), mixer).double()
 
 
 @torch.no_grad()
@@ -153,12 +164,18 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "other mixer": (lambda: backbone(SETTINGS["mac"]), "another configuration"),
     "precision": (lambda: backbone().float(), "another model, or of this one at another point"),
     "one weight": (lambda: nudged(backbone()), "another model, or of this one at another point"),
+    "other mixers in it": (lambda: backbone(mixer=of_other_chunks), "another configuration"),
 }
 
 
 def nudged(model: Backbone) -> Backbone:
-    model.norm.weight.data[3] += 1e-7
+    # One of 2,048 numbers.
+    model.blocks[0].ffn.up.weight.data[77, 5] += 1e-7
     return model
+
+
+def of_other_chunks(config: BackboneConfig) -> NeuralMemory:
+    return NeuralMemory(config.dim, replace(config.memory, chunk_size=8))
 
 
 @pytest.mark.parametrize(("other", "sentence"), OTHERS.values(), ids=OTHERS)
@@ -209,10 +226,46 @@ def test_only_states_of_the_model_are_saved(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             save_memory(path, odd, model)
+    other = backbone(Setting(mixer="lmm", memory={"chunk_size": 8}))
+    with pytest.raises(
+        ValueError, match="one of this model: it comes from one with other settings"
+    ):
+        save_memory(path, read_on(other), model)
     attention = backbone(SETTINGS["attention in a window"])
     with pytest.raises(ValueError, match="holds no memory to save, since the mixer is 'attention'"):
         save_memory(path, read_on(attention), attention)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_backbone_is_named(tmp_path: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone()
+
+    path, wrapper = tmp_path / "a", Wrapper()
+    state = read_on(wrapper.backbone)
+    mag = SETTINGS["mag"].build()
+    for odd, words in (
+        (wrapper, "model must be a Backbone: got Wrapper. Pass its `backbone`."),
+        (mag, "model must be a Backbone: got MemoryAsGate. Pass the Backbone whose state this is."),
+        (state, "model must be a Backbone: got tuple. Pass the Backbone whose state this is."),
+    ):
+        with pytest.raises(TypeError, match=re.escape(words)):
+            save_memory(path, state, odd)
+        with pytest.raises(TypeError, match=re.escape(words)):
+            load_memory(path, odd)
+    assert not path.exists()
+
+
+@torch.no_grad()
+def test_settings_are_the_same_numbers_as_whole_ones_and_as_fractions(tmp_path: Path) -> None:
+    one, other = (
+        backbone(Setting(mixer="mac", memory={"max_surprise": number})) for number in (1, 1.0)
+    )
+    state = read_on(one)
+    save_memory(tmp_path / "a", state, one, caches=True)
+    assert_same_bits(load_memory(tmp_path / "a", other), state)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

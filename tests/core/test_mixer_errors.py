@@ -1,7 +1,10 @@
 """What a caller may not pass: one sentence each that says what to do, and a state as it was."""
 
+import math
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,6 +12,20 @@ from memory_problems import assert_same_bits, convert, named
 from mixers import SETTINGS, Setting, copied, inputs, middle
 from torch import nn
 
+from titans_core import (
+    Attention,
+    AttentionConfig,
+    Backbone,
+    BackboneConfig,
+    HybridConfig,
+    MemoryAsContext,
+    MemoryAsGate,
+    MemoryAsLayer,
+    MemoryConfig,
+    NeuralMemory,
+)
+
+MEMORY, WINDOW = MemoryConfig(num_heads=2), AttentionConfig(num_heads=2, window=8)
 MIXERS = {name: SETTINGS[name] for name in ("lmm", "mac", "mag", "mal", "mac+mal", "attention")}
 every_mixer = pytest.mark.parametrize("setting", MIXERS.values(), ids=MIXERS)
 
@@ -81,6 +98,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "retrieval": {"hybrid": {"retrieve": "previous"}},
     "a longer window": {"hybrid": {"window": 9}},
     "a longer segment": {"hybrid": {"segment_len": 16}},
+    # From here on every shape is the same.
+    "chunks": {"memory": {"chunk_size": 8}},
+    "forgetting": {"memory": {"forget": "zero"}},
+    "clamp": {"memory": {"max_surprise": 0.5}},
+    "no clamp": {"memory": {"max_surprise": None}},
+    "largest step": {"memory": {"max_step_size": 0.05}},
+    "gates": {"memory": {"gates": "shared"}},
+    "no momentum": {"memory": {"momentum": False}},
+    "rotary base": {"attention": {"rope_base": 100.0}},
+    "a window": {"attention": {"window": 5}},
+    "a shorter window": {"hybrid": {"window": 4}},
+    "tokens of the segment before": {"hybrid": {"num_previous": 3}},
+    "persistent tokens": {"hybrid": {"num_persistent": 2}},
 }
 
 
@@ -90,7 +120,29 @@ def test_a_state_of_another_model_is_refused(setting: Setting) -> None:
     for name, config in CONFIGS.items():
         if concerns(setting.mixer, config):
             other = Setting(mixer=setting.mixer, **config).build()
-            assert "belongs to a" in refusal(mixer, middle(other, [15, 15])), name
+            message = refusal(mixer, middle(other, [15, 15]))
+            assert "with this one's settings" in message, name
+            assert "belongs to another configuration: pass what this mixer gave back" in message
+
+
+@every_mixer
+def test_a_state_is_taken_where_settings_are_the_same_numbers(setting: Setting) -> None:
+    state = middle(setting.build(), [9, 6])
+    memory = {**setting.memory, "max_surprise": 1, "max_step_size": 0.1}
+    attention = {**setting.attention, "rope_base": 10_000}
+    again = replace(setting, memory=memory, attention=attention)
+    # Weights are no settings.
+    again.build(seed=1)(inputs(2, 3), state)
+
+
+def test_a_state_of_a_layer_without_its_residual_is_refused() -> None:
+    layers = [
+        MemoryAsLayer(16, NeuralMemory(16, MEMORY), Attention(16, WINDOW), residual=r)
+        for r in (False, True)
+    ]
+    x = inputs(1, 3).float()
+    with pytest.raises(ValueError, match="belongs to another configuration"):
+        layers[0](x, layers[1](x)[1])
 
 
 def concerns(mixer: str, config: dict[str, Any]) -> bool:
@@ -99,7 +151,8 @@ def concerns(mixer: str, config: dict[str, Any]) -> bool:
         (mixer == "lmm" and "memory" not in config)
         or (mixer == "attention" and "attention" not in config)
         or ("window" in hybrid and mixer not in ("mag", "mal"))
-        or (("retrieve" in hybrid or "segment_len" in hybrid) and "mac" not in mixer)
+        or (hybrid.keys() & {"retrieve", "segment_len", "num_previous"} and "mac" not in mixer)
+        or ("window" in config.get("attention", {}) and mixer != "attention")
     )
 
 
@@ -166,6 +219,113 @@ def test_inputs_of_another_width_are_refused(setting: Setting) -> None:
     for x in (inputs(2, 4)[..., :15], inputs(2, 4)[0]):
         with pytest.raises(ValueError, match=r"x must have shape \[B, T, dim\] = \[B, T, 16\]"):
             mixer(x)
+
+
+@every_mixer
+def test_inputs_that_do_not_stand_beside_the_weights_are_refused(setting: Setting) -> None:
+    for model in (setting.build().float(), Backbone(setting.config())):
+        x = inputs(2, 4).float()
+        for odd, words in (
+            (
+                x.double(),
+                "must have the dtype of the model's weights, torch.float32: got torch.float64",
+            ),
+            (x.bfloat16(), "torch.float32: got torch.bfloat16"),
+            (x.long(), "torch.float32: got torch.int64"),
+            (x.to("meta"), "x must be on the model's device cpu: got meta"),
+            (x[:0], r"x must have at least one row: got shape \[B, T, dim\] = \[0, 4, 16\]"),
+        ):
+            with pytest.raises((TypeError, ValueError), match=words):
+                model(odd)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(x)
+            with pytest.raises(TypeError, match="got torch.float64"):
+                model(x.double())
+            with pytest.raises(TypeError, match="got torch.int64"):
+                model(x.long())
+
+
+@pytest.mark.parametrize("mixer", ["lmm", "mac", "mag", "mal", "mac+mal"])
+def test_a_document_may_begin_with_a_call_wherever_the_grids_stand(mixer: str) -> None:
+    """Behind a frozen read or a restarted memory the grids of memory and attention have parted."""
+    layer = MIXERS[mixer].build()
+    state, x = middle(layer, [9, 6]), inputs(2, 30)
+    reset = flags_of(2, 30, true=[(0, 0), (1, 0)])
+    wanted = layer(x)[0]
+    parted = [
+        layer(inputs(2, 5), state, write=False)[1],
+        layer(inputs(2, 5), layer.restart_memory(state))[1],
+    ]
+    for after in parted:
+        y, _ = layer(x, after, reset=reset)
+        assert torch.allclose(y, wanted, rtol=0, atol=1e-10)
+    if mixer == "mac+mal":
+        # There may be no token at all that both grids allow, and the message must not send one there.
+        for t in range(1, 30):
+            message = refusal(layer, parted[0], time=30, reset=flags_of(2, 30, true=[(0, t)]))
+            assert message.endswith(
+                "Fill the gap before it with masked tokens, or begin a call with the document."
+            )
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: MemoryAsContext(16, MEMORY, WINDOW, HybridConfig(segment_len=40)),
+            r"hybrid.segment_len must be a multiple of memory.chunk_size = 16: got 40\.",
+        ),
+        (
+            lambda: MemoryAsGate(16, MEMORY, AttentionConfig(num_heads=2), HybridConfig(window=3)),
+            r"hybrid.window must be at least the convolution's size = 4: got 3\.",
+        ),
+        (
+            lambda: MemoryAsLayer(
+                16, NeuralMemory(16, MEMORY), Attention(16, replace(WINDOW, window=3))
+            ),
+            r"hybrid.window must be at least the convolution's size = 4: got 3\.",
+        ),
+    ],
+    ids=["mac", "mag", "mal"],
+)
+def test_a_mixer_is_not_built_against_the_law(build: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize("odd", [8.0, "8", math.nan, True, [8]], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (kind, f.name)
+        for kind in (BackboneConfig, MemoryConfig, AttentionConfig, HybridConfig)
+        for f in fields(kind)
+        if int in (get_args(f.type) or (f.type,))
+    ],
+)
+def test_what_counts_is_an_integer(kind: type, field: str, odd: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{field} must be an integer: got {re.escape(repr(odd))}\."
+    ):
+        kind(**{field: odd})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (
+            MemoryConfig,
+            {"max_step_size": "0.1"},
+            r"memory.max_step_size must be a number: got '0.1'\.",
+        ),
+        (MemoryConfig, {"max_surprise": True}, r"memory.max_surprise must be a number: got True\."),
+        (MemoryConfig, {"momentum": 1}, r"memory.momentum must be True or False: got 1\."),
+        (AttentionConfig, {"rope_base": "big"}, "attention.rope_base must be a number: got 'big'"),
+    ],
+)
+def test_other_settings_are_of_their_kind(kind: type, settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind(**settings)
 
 
 @pytest.mark.parametrize(

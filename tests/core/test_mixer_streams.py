@@ -1,5 +1,6 @@
 """What every mixer keeps along a stream: no future, cuts anywhere, documents, padding, frozen reads."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,8 @@ from mixers import (
     row_of,
 )
 
-from titans_core import Attention, state_bytes
+from titans_core import PRESETS, Attention, Backbone, state_bytes
+from titans_core.backbone import MIXERS
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 a_few_settings = pytest.mark.parametrize("setting", FEW.values(), ids=FEW)
@@ -136,6 +138,14 @@ def test_two_thousand_tokens_in_pieces(mixer: str) -> None:
     layer, x = setting.build(), inputs(1, 2048)
     cuts = [7, 107, 108, 1000, 1027, 2000]
     assert_same_result(in_pieces(layer, x, cuts), layer(x))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_two_thousand_tokens_of_a_preset_in_pieces(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = Backbone(dataclasses.replace(PRESETS["tiny"], mixer=mixer)).double()
+    x = torch.randn(1, 2048, 64, dtype=torch.float64)
+    assert_same_result(in_pieces(model, x, [7, 107, 108, 1000, 1027, 2000]), model(x))
 
 
 @every_setting

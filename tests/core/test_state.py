@@ -1,17 +1,18 @@
 """States as values: rows joined and split, forks, and either half of a state made anew."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from memory_problems import assert_same_bits, assert_same_result
 from mixers import SETTINGS as PLAIN
-from mixers import Setting, copied, held, in_pieces, inputs
+from mixers import Setting, copied, held, in_pieces, inputs, right_padding
 
 from titans_core import detach, join, map_state, split, state_bytes
 from titans_core.attend import EMPTY
 from titans_core.attention import AttentionState
-from titans_core.state import cache_names, named_tensors, replace_tensors
+from titans_core.state import cache_names, named_tensors, replace_tensors, settings_of
 
 SETTINGS = {
     **PLAIN,
@@ -169,22 +170,89 @@ def test_states_of_two_models_are_not_joined() -> None:
         split((torch.zeros(1), torch.zeros(2)))
 
 
+@pytest.mark.parametrize("change", [{"chunk_size": 8}, {"forget": "zero"}, {"max_surprise": 0.5}])
+@pytest.mark.parametrize("mixer", ["lmm", "mac", "mag", "mal", "mac+mal"])
+@torch.no_grad()
+def test_states_of_other_settings_are_not_joined(mixer: str, change: dict[str, Any]) -> None:
+    ours, theirs = (
+        Setting(mixer=mixer, memory=memory).build()(inputs(1, 3))[1] for memory in ({}, change)
+    )
+    with pytest.raises(ValueError, match="the same settings to be joined: these differ in chunk"):
+        join([ours, theirs])
+    join([ours, ours])
+
+
+def held_bytes(state: Any) -> int:
+    """Bytes that a state keeps from being freed, each storage once."""
+    storages = [x.untyped_storage() for x in named_tensors(state).values()]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+MIXERS = ("lmm", "mac", "mac previous", "mag both", "mal", "mac+mal", "attention grouped")
+BOUNDED = {
+    name: replace(
+        PLAIN[name],
+        memory={**PLAIN[name].memory, "chunk_size": 16},
+        hybrid={**PLAIN[name].hybrid, "segment_len": 64},
+    )
+    for name in MIXERS
+}
+"""With grids that both of the lengths below are multiples of."""
+
+
+@pytest.mark.parametrize("setting", BOUNDED.values(), ids=BOUNDED)
+@torch.no_grad()
+def test_a_state_holds_on_to_no_more_than_itself(setting: Setting) -> None:
+    mixer: Any = setting.build(dtype=torch.float32)
+    for padding in (0, 3):
+        sizes = set()
+        for time in (256, 2048):
+            mask = right_padding([time, time - padding], time) if padding else None
+            state = mixer(inputs(2, time).float(), mask=mask)[1]
+            sizes.add(held_bytes(state))
+            # A row of the two, and nothing of the other.
+            assert all(held_bytes(row) <= state_bytes(row) for row in split(state))
+        assert len(sizes) == 1
+        assert sizes.pop() <= state_bytes(state)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@torch.no_grad()
+def test_states_under_autocast_meet_fresh_ones(name: str) -> None:
+    mixer: Any = SETTINGS[name].build(dtype=torch.float32)
+    x = inputs(2, 6, 1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = [mixer(inputs(1, 13).float())[1], mixer.fresh_state(1)]
+        y, _ = mixer(x, join(states))
+        alone = [mixer(x[row : row + 1], state)[0] for row, state in enumerate(states)]
+    assert torch.allclose(y.float(), torch.cat(alone).float(), rtol=0, atol=0.05)
+    parts = [named_tensors(state) for state in states]
+    kinds = {place: [part[place].dtype for part in parts] for place in parts[0]}
+    assert [torch.bfloat16, torch.float32] in kinds.values()
+    for order in (states, states[::-1]):
+        for place, tensor in named_tensors(join(order)).items():
+            assert tensor.dtype == torch.promote_types(*kinds[place])
+
+
 def test_the_tensors_of_a_state_by_name() -> None:
     keys, at = torch.ones(2, 3, 1, 4), torch.full((2, 3), EMPTY)
     position = torch.zeros(2, dtype=torch.long)
-    state = (AttentionState(keys, keys, at, position, None), ((), (position,)))
+    state = (AttentionState(keys, keys, at, position, None, "ours"), ((), (position,)))
     assert list(named_tensors(state)) == ["0.keys", "0.values", "0.at", "0.position", "1.1.0"]
     assert cache_names(state) == {"0.keys", "0.values", "0.at"}
+    assert settings_of(state) == {"0": "ours"}
     assert state_bytes(state) == 2 * 24 * 4 + 6 * 8 + 2 * 2 * 8
     changed = replace_tensors(state, {"1.1.0": position + 1, "nobody": position})
     assert changed[1][1][0].tolist() == [1, 1]
     assert changed[0].keys is keys
     assert changed[0].conv_tail is None
+    assert changed[0].settings == "ours"
     assert type(changed[0]) is AttentionState
 
 
 def test_a_detached_state_has_no_past() -> None:
-    state = (AttentionState(*(torch.ones(1, requires_grad=True) * 2 for _ in range(5))), None)
+    parts = (torch.ones(1, requires_grad=True) * 2 for _ in range(5))
+    state = (AttentionState(*parts, "ours"), None)
     cut = detach(state)
     assert not any(x.requires_grad for x in named_tensors(cut).values())
     assert all(x.requires_grad for x in named_tensors(state).values())

@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_language import tiny_model
 from torch import nn
 
+from titans_core import MemoryConfig, NeuralMemory, detach
 from titans_domains.checkpoints import (
     REST,
     SCHEMA,
     TENSORS,
     WEIGHTS,
     complete,
+    configuration_of,
     latest,
     load_checkpoint,
     load_tensors,
@@ -76,7 +79,7 @@ def through_json(value: Any) -> Any:
         [torch.arange(6).view(2, 3), torch.zeros(0), torch.tensor(True)],
         {"a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "b": torch.tensor(7)},
         {"strided": torch.arange(6).view(2, 3).T},
-        torch.get_rng_state(),
+        torch.Generator().manual_seed(0).get_state(),
     ],
     ids=str,
 )
@@ -115,6 +118,16 @@ def test_rebuild_refuses_another_shape_of_state() -> None:
     for state, like in (((1, 2), (1, 2, 3)), (None, (1,)), ((), (1,)), (torch.ones(1), (1,))):
         with pytest.raises(ValueError, match="carried state is not one of this configuration"):
             rebuild(state, like)
+
+
+def test_rebuild_refuses_a_state_of_other_settings() -> None:
+    def state(**memory: Any) -> Any:
+        return NeuralMemory(16, MemoryConfig(num_heads=2, **memory)).fresh_state(1)
+
+    plain = through_json(detach((state(),)))
+    assert rebuild(plain, (state(),))[0].settings == state().settings
+    with pytest.raises(ValueError, match="carried state is not one of this configuration"):
+        rebuild(plain, (state(chunk_size=8),))
 
 
 def content(fill: float) -> dict[str, Any]:
@@ -275,3 +288,49 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is of another model: " + sentence):
             load_weights(other, path)
         assert all(map(torch.equal, before, other.parameters()))
+
+
+def test_the_configuration_of_a_model_is_every_setting_by_its_place() -> None:
+    settings = configuration_of(tiny_model(mixer="mac"))
+    assert settings["backbone.mixer"] == "mac"
+    assert settings["backbone.memory.chunk_size"] == 16
+    assert settings["backbone.attention.window"] is None
+    # Only once: of what is inside of the outermost one, nothing.
+    assert all(name.startswith("backbone.") and "blocks" not in name for name in settings)
+    assert configuration_of(nn.Linear(2, 3)) == {}
+
+
+class Holder(nn.Module):
+    """A model of the settings it is given, and of one weight whatever they are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.config = MemoryConfig(**settings)
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+
+def test_weights_are_refused_under_settings_they_were_not_trained_with(tmp_path: Path) -> None:
+    trained = Holder(max_surprise=2.0)
+    checkpoint = content(1) | {"configuration": configuration_of(trained)}
+    checkpoint["state_dict"] = {"model.weight": torch.ones(2, 2)}
+    save_checkpoint(checkpoint, tmp_path / "step-0000001")
+    assert "configuration" not in load_checkpoint(tmp_path / "step-0000001")
+    path = tmp_path / "step-0000001" / WEIGHTS
+    # 2 and 2.0 are one setting.
+    for same in (trained, Holder(max_surprise=2)):
+        load_weights(same, path)
+        assert (same.weight == 1).all()
+    for other, words in (
+        (
+            Holder(max_surprise=2.0, chunk_size=8),
+            "chunk_size = 16, and the configuration has 8: bring",
+        ),
+        (Holder(max_surprise=None), "max_surprise = 2.0, and the configuration has None: bring"),
+        (Holder(), "max_surprise = 2.0, and the configuration has 1.0: bring"),
+        (nn.Linear(2, 2, bias=False), "num_heads = 4, and the configuration has 'absent': bring"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{WEIGHTS} was trained with {words} that setting back"
+        ):
+            load_weights(other, path)
+        assert not (other.weight == 1).any()

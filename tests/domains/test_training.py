@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint, load_tensors
 from titans_domains.domain import Step
-from titans_domains.language import DOMAIN
+from titans_domains.language import DOMAIN, load_run
 from titans_domains.language.streams import Batch, Corpus
 from titans_domains.language.task import LanguageTask
 from titans_domains.log import read_table, trim_metrics
@@ -121,6 +121,33 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert not steps
     assert said[0].endswith("trained to its last step, 6: nothing is left to do.")
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("chunk_size", 8), ("forget", "zero"), ("max_surprise", 0.5)]
+)
+def test_a_run_whose_model_was_edited_is_neither_read_nor_trained_on(
+    tmp_path: Path, setting: str, value: Any
+) -> None:
+    """Settings under which every weight has the shape it had."""
+    run = tmp_path / "run"
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, run, device=CPU)
+    load_run(run, CPU)
+    path = run / "config.json"
+    table = json.loads(path.read_text())
+    was = table["config"]["model"]["memory"][setting]
+    table["config"]["model"]["memory"][setting] = value
+    path.write_text(json.dumps(table))
+    words = (
+        f"was trained with backbone.memory.{setting} = {was!r}, and the configuration has {value!r}"
+    )
+    with pytest.raises(ValueError, match=words):
+        load_run(run, CPU)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=words):
+        resume_run(DOMAIN, run, device=CPU)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_without_a_checkpoint_goes_on_from_its_start(tmp_path: Path) -> None:

@@ -43,12 +43,14 @@ def bits_per_byte(
         raise ValueError("There is no text to evaluate.")
     was_training = model.training
     model.eval()
-    nats = sum(
-        cost.sum().item()
-        for text in texts
-        for cost in costs(model, tokenizer, text, mode, window=window, progress=progress)
-    )
-    model.train(was_training)
+    try:
+        nats = sum(
+            cost.sum().item()
+            for text in texts
+            for cost in costs(model, tokenizer, text, mode, window=window, progress=progress)
+        )
+    finally:
+        model.train(was_training)
     return nats / math.log(2) / sum(map(len, texts))
 
 

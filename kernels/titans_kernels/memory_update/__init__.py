@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from titans_kernels.memory_update import chunked, reference
+from titans_kernels.memory_update import chunked, native, reference, triton_update
 from titans_kernels.memory_update.checks import (
     check_initial,
     check_inputs,
@@ -19,6 +19,7 @@ from titans_kernels.memory_update.checks import (
 )
 from titans_kernels.memory_update.chunk import Inputs, write
 from titans_kernels.memory_update.coefficients import Coefficients
+from titans_kernels.memory_update.native import decodes, layer_token
 from titans_kernels.memory_update.network import activate, normalize
 from titans_kernels.memory_update.types import (
     InitialWeights,
@@ -30,7 +31,12 @@ from titans_kernels.memory_update.types import (
     state_dtype,
 )
 
-BACKENDS = {"reference": reference.memory_update, "chunked": chunked.memory_update}
+BACKENDS = {
+    "reference": reference.memory_update,
+    "chunked": chunked.memory_update,
+    "native": native.memory_update,
+    "triton": triton_update.memory_update,
+}
 
 __all__ = [
     "BACKENDS",
@@ -40,7 +46,9 @@ __all__ = [
     "UpdateRule",
     "Weights",
     "available_backends",
+    "decodes",
     "fresh_state",
+    "layer_token",
     "memory_read",
     "memory_update",
     "momentary_surprise",
@@ -50,7 +58,8 @@ __all__ = [
 
 def available_backends() -> dict[str, str | None]:
     """Every backend's name, with None where it can run here and the reason where it cannot."""
-    return dict.fromkeys(BACKENDS)
+    why = {"native": native.missing(), "triton": triton_update.missing()}
+    return {**dict.fromkeys(BACKENDS), **why}
 
 
 def memory_update(
@@ -77,10 +86,18 @@ def memory_update(
     back: `start` (a state of batch 1) or, without one, M_{-1} and no surprise. State and accumulation
     are float32, or float64 for float64 inputs; the output has q's dtype.
 
-    `backend="auto"` takes "chunked"; a backend asked for by name runs or raises.
+    `backend="auto"` takes "native" on a CPU where there is a C compiler and "triton" on a CUDA device, for
+    one inner step and forgetting per head, at a depth of 1 or 2 on the latter, else "chunked"; a backend
+    asked for by name runs or raises.
     Raises ValueError or TypeError for shapes, dtypes, devices and layouts that do not fit.
     """
-    run = choose_backend(backend)
+    if torch.compiler.is_compiling():
+        # The walk is one step to a graph, with a backward of its own: nothing in it to be traced.
+        return torch.compiler.disable(memory_update)(
+            q, k, v, step_size, momentum, forget, initial, rule=rule, norm=norm, mask=mask,
+            reset=reset, state=state, start=start, backend=backend,
+        )  # fmt: skip
+    run = choose_backend(backend, q, len(initial), rule)
     gates = {"step_size": step_size, "momentum": momentum, "forget": forget}
     check_inputs(q, k, v, gates, len(initial), rule)
     check_initial(initial, norm, q)
@@ -172,9 +189,14 @@ def momentary_surprise(
     return torch.stack(norms, -1).unflatten(0, state.memory[0].shape[:2]).movedim(1, 2)
 
 
-def choose_backend(name: str):  # type: ignore[no-untyped-def]
+def choose_backend(name: str, q: Tensor, layers: int, rule: UpdateRule):  # type: ignore[no-untyped-def]
     if name == "auto":
-        return BACKENDS["chunked"]
+        if q.is_cuda and triton_update.refusal(q, layers, rule) is None:
+            return BACKENDS["triton"]
+        return BACKENDS["native" if native.takes(q, layers, rule) else "chunked"]
     if name not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {sorted(BACKENDS)}: got {name!r}.")
+    refusal = triton_update.refusal(q, layers, rule) if name == "triton" else None
+    if refusal is not None:
+        raise ValueError(f"backend 'triton' cannot take this call: {refusal}.")
     return BACKENDS[name]

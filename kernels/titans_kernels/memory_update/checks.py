@@ -142,5 +142,6 @@ def check_layout(
             row, t = off.nonzero()[0].tolist()
             raise ValueError(
                 f"reset must fall on a multiple of chunk_size = {rule.chunk_size} tokens of its row: "
-                f"got row {row}, token {t}. Fill the gap before it with masked tokens."
+                f"got row {row}, token {t}. Fill the gap before it with masked tokens, or begin a "
+                "call with the document."
             )

@@ -7,6 +7,8 @@ B batch, T time, H memory heads, D width of a head, N chunks, C tokens in a chun
 G gates per head: one for each layer, or one for all.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -25,7 +27,7 @@ from titans_kernels.memory_update.types import (
     begin_document,
     first_phase,
 )
-from titans_kernels.memory_update.walk import walk
+from titans_kernels.memory_update.walk import walk as chunk_walk
 
 
 def memory_update(
@@ -43,15 +45,21 @@ def memory_update(
     reset: Bool[Tensor, "B T"] | None,
     state: MemoryState,
     start: MemoryState | None,
+    walk: Callable[..., tuple[Tensor, MemoryState]] = group_walk,
+    token: Callable[..., tuple[Tensor, MemoryState]] | None = one_token,
 ) -> tuple[Float[Tensor, "B T H D"], MemoryState]:
-    """Writes every token into the memory and reads it after, a chunk at a time."""
+    """Writes every token into the memory and reads it after, a chunk at a time.
+
+    `walk` and `token`, None for none, are what goes through chunks and takes one token alone; for one inner
+    step and forgetting per head.
+    """
     batch, time, heads, _ = q.shape
     if time == 0:
         return q, state
     plain = rule.inner_steps == 1 and not rule.channel_forget
-    if time == 1 and plain:
+    if time == 1 and plain and token is not None:
         tokens = (q, k, v, step_size, momentum, forget)
-        return single(tokens, initial, rule, norm, mask[:, 0], reset, state, start)
+        return single(tokens, initial, rule, norm, mask[:, 0], reset, state, start, token)
     phase = first_phase(state.position, mask, reset, rule.chunk_size)
     offsets = phase.tolist()
     one_chunk = max(offsets) + time <= rule.chunk_size
@@ -74,12 +82,12 @@ def memory_update(
     begun = None if reset is None else shift(reset, offsets, length)[:, ::size]
     layout = layout_of(touched, begun, written)
     q, k, v = (to_chunks(x) for x in (q, k, v))
-    go = group_walk if plain else walk
+    go = walk if plain else chunk_walk
     y, after = go(q, k, v, gates, initial, norm, rule, layout, state, start)
     y = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)  # [B, N C, H, D]
     y = unshift(y, offsets, time)
     after = after._replace(position=final_position(state.position, mask, reset))
-    return y, begin_where(after.position % rule.chunk_size == 0, after)
+    return y, begin_chunks((after.position % rule.chunk_size == 0).tolist(), after)
 
 
 def single(
@@ -91,24 +99,24 @@ def single(
     reset: Bool[Tensor, "B 1"] | None,
     state: MemoryState,
     start: MemoryState | None,
+    token: Callable[..., tuple[Tensor, MemoryState]],
 ) -> tuple[Tensor, MemoryState]:
     """`memory_update` of one token."""
     if reset is not None and start is not None:
         state = begin_document(reset[:, 0], start, state)
-    state = begin_where(mask & (state.position % rule.chunk_size == 0), state)
-    y, state = one_token(*tokens, initial, rule=rule, norm=norm, written=mask, state=state)
+    state = begin_chunks((mask & (state.position % rule.chunk_size == 0)).tolist(), state)
+    y, state = token(*tokens, initial, rule=rule, norm=norm, written=mask, state=state)
     state = state._replace(position=state.position + mask)
-    return y, begin_where(state.position % rule.chunk_size == 0, state)
+    return y, begin_chunks((state.position % rule.chunk_size == 0).tolist(), state)
 
 
-def begin_where(rows: Bool[Tensor, " B"], state: MemoryState) -> MemoryState:
+def begin_chunks(rows: list[bool], state: MemoryState) -> MemoryState:
     """`begin_chunk`, without a copy where all rows begin one or none does."""
-    begins = rows.tolist()
-    if not any(begins):
+    if not any(rows):
         return state
-    if all(begins) and not state.passes:
+    if all(rows) and not state.passes:
         return state._replace(chunk_memory=state.memory)
-    return begin_chunk(rows, state)
+    return begin_chunk(torch.tensor(rows, device=state.position.device), state)
 
 
 def layout_of(opens: Tensor, resets: Tensor | None, written: Tensor) -> Layout:

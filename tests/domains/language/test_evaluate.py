@@ -170,3 +170,15 @@ def test_no_text_and_an_unknown_mode_are_refused(model: LanguageModel) -> None:
         bits_per_byte(model, BYTES, [], "carried", window=WINDOW)
     with pytest.raises(ValueError, match="mode must be one of carried, .* got 'cached'"):
         bits_per_byte(model, BYTES, [TEXT], "cached", window=WINDOW)
+
+
+def test_a_model_trains_on_where_its_evaluation_failed() -> None:
+    model = tiny_model().train()
+    for mode in ("carried", "no mode"):
+
+        def stop(tokens: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            bits_per_byte(model, BYTES, [TEXT], mode, window=WINDOW, progress=stop)
+        assert model.training
