@@ -91,6 +91,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         (hint,) = (part for part in inner if part is not type(None))
         return _convert(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list: got {value!r}.")
+        return tuple(_convert(inner[0], part, f"{where}[{i}]") for i, part in enumerate(value))
     if origin is Literal:
         if value is None and "none" in inner:
             # `--set key=none` reads as no value; here it is a name.

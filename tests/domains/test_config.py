@@ -188,3 +188,19 @@ def test_difference_names_the_first_setting_and_both_values() -> None:
     assert difference(ours, Outer()) == "inner.width: 8 against 4"
     assert difference(dataclasses.replace(ours, inner=Inner()), Outer()) == "rate: 0.1 against 0.5"
     assert difference(Outer(), Outer(inner=Inner(window=2))) == "inner.window: None against 2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    sizes: tuple[int, ...] = ()
+    names: tuple[str, ...] | None = None
+
+
+def test_tuples_are_lists_in_json() -> None:
+    ours = Listed(sizes=(1, 2), names=("a",))
+    assert from_dict(Listed, json.loads(json.dumps(to_dict(ours)))) == ours
+    assert override(Listed(), ["sizes=[3, 4]", "names=none"]) == Listed(sizes=(3, 4))
+    with pytest.raises(ValueError, match=r"sizes\[1\] must be int: got 'b'"):
+        override(Listed(), ['sizes=[3, "b"]'])
+    with pytest.raises(ValueError, match="sizes must be a list: got 3"):
+        override(Listed(), ["sizes=3"])
