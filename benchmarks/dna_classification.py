@@ -1,0 +1,201 @@
+"""Classifiers of short DNA on four real sets, beside k-mer logistic regression and a small CNN.
+
+UCI splice junctions in stratified ten-fold cross-validation (seed 0), GUE's prom_core_tata, mouse_0 and
+tf_4 in their official splits. Every choice is made on validation sequences (in UCI's folds a tenth of
+those trained on); the test sequences are predicted once. Promoters and splice sites have a strand, so
+they are read as given; the sites of transcription factors have none, so both strands are averaged.
+
+    python benchmarks/dna_classification.py --data shared/data/dna --out benchmarks/results
+
+Finished cells are kept in the JSON file, so the command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from provenance import provenance
+
+from titans_core import count_parameters
+from titans_domains.config import override
+from titans_domains.dna import ModelConfig, SequenceClassifier
+from titans_domains.dna.baselines import KmerRegression, cnn_proba, train_cnn
+from titans_domains.dna.labelled import Labelled, labelled, labelled_splits
+from titans_domains.dna.labels import held_out
+from titans_domains.dna.metrics import intervals, scores
+from titans_domains.dna.splits import duplicates, overlaps
+
+SETS = {
+    "uci_splice": ("uci/splice.data", "one", 12),
+    "prom_core_tata": ("gue/prom_prom_core_tata", "one", 12),
+    "mouse_0": ("gue/mouse_0", "average", 12),
+    "tf_4": ("gue/tf_4", "average", 8),
+}
+"""Where each set lies, which strands are read, and for how many epochs."""
+FOLDS = 10
+SYSTEMS = ("titans", "k-mers", "cnn")
+Figures = dict[str, Any]
+
+
+def titans(
+    train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
+) -> tuple[np.ndarray, Figures]:
+    _, strands, epochs = SETS[options.set]
+    model = override(ModelConfig(), [f"strands={strands}", *options.model])
+    classifier = SequenceClassifier(model, epochs=epochs, seed=seed, device=options.device)
+    classifier.fit(train.sequences, train.labels, validation=(valid.sequences, valid.labels))
+    network = classifier.networks_[0]
+    about = {"parameters": count_parameters(network), "mixer": model.backbone.mixer}
+    return classifier.predict_proba(test.sequences), about
+
+
+def kmers(
+    train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
+) -> tuple[np.ndarray, Figures]:
+    model = KmerRegression().fit(train.sequences, train.labels, (valid.sequences, valid.labels))
+    return model.predict_proba(test.sequences), {"kind": model.kind, "C": model.strength}
+
+
+def cnn(
+    train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
+) -> tuple[np.ndarray, Figures]:
+    model = train_cnn(train.sequences, train.labels, (valid.sequences, valid.labels), seed=seed)
+    return cnn_proba(model, test.sequences), {"parameters": count_parameters(model)}
+
+
+RUN: dict[str, Callable[..., tuple[np.ndarray, Figures]]] = {
+    "titans": titans, "k-mers": kmers, "cnn": cnn,
+}  # fmt: skip
+
+
+def parts(name: str, data: Path) -> list[tuple[Labelled, Labelled, Labelled]]:
+    """Train, valid and test of a set; of UCI splice one such triple for each fold."""
+    path = data / SETS[name][0]
+    if name != "uci_splice":
+        splits = labelled_splits(path)
+        return [(splits["train"], splits["valid"], splits["test"])]
+    from sklearn.model_selection import StratifiedKFold
+
+    whole = labelled(path)
+    numbers = np.unique(whole.labels, return_inverse=True)[1]
+    whole = whole._replace(labels=numbers)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    found = []
+    for rows, test in folds.split(whole.sequences, numbers):
+        rest = whole.take(rows)
+        chosen = held_out(rest.sequences, rest.labels, None, 0.1, 0)
+        train, valid = rest.take(np.flatnonzero(~chosen)), rest.take(np.flatnonzero(chosen))
+        found.append((train, valid, whole.take(test)))
+    return found
+
+
+def describe(triples: list[tuple[Labelled, Labelled, Labelled]]) -> Figures:
+    train, valid, test = triples[0]
+    named = {"train": train.sequences, "valid": valid.sequences, "test": test.sequences}
+    return {
+        "train": len(train.sequences), "valid": len(valid.sequences),
+        "test": sum(len(t.sequences) for _, _, t in triples), "parts": len(triples),
+        "duplicates in train": duplicates(train.sequences),
+        "overlaps of the first part": [str(o) for o in overlaps(named)],
+    }  # fmt: skip
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """Set, system and seed, one seed of everything first. Logistic regression has no seed."""
+    for seed in range(options.seeds):
+        for name in options.sets:
+            for system in options.systems:
+                if system != "k-mers" or seed == 0:
+                    yield name, system, seed
+
+
+def run_cell(
+    name: str, system: str, seed: int, options: argparse.Namespace, kept: list[Any],
+    save: Callable[[], None],
+) -> Figures:  # fmt: skip
+    """The figures of one cell; `kept` holds the parts that are done."""
+    triples = parts(name, options.data)
+    options.set = name
+    for train, valid, test in triples[len(kept) :]:
+        began = time.process_time()
+        proba, about = RUN[system](train, valid, test, options, seed)
+        kept.append(
+            {"proba": np.round(proba, 5).tolist(), "about": about,
+             "cpu_seconds": time.process_time() - began}
+        )  # fmt: skip
+        print(name, system, seed, len(kept), scores(test.labels, proba), flush=True)
+        save()
+    truth = np.concatenate([test.labels for _, _, test in triples])
+    proba = np.concatenate([np.array(part["proba"]) for part in kept])
+    return {
+        "figures": {k: v._asdict() for k, v in intervals(truth, proba).items()},
+        "cpu_seconds": sum(part["cpu_seconds"] for part in kept),
+        **kept[0]["about"],
+        **provenance(),
+    }
+
+
+def table(results: Figures) -> str:
+    """Mean over seeds, with the lowest and the highest; with one seed, its bootstrap interval."""
+    lines = ["| set | system | seeds | accuracy | MCC | macro-F1 | AUROC |", "|---" * 7 + "|"]
+    groups: dict[tuple[str, str], list[Figures]] = {}
+    for key, cell in results["cells"].items():
+        name, system, _ = key.split(" ")
+        groups.setdefault((name, system), []).append(cell["figures"])
+    for (name, system), found in groups.items():
+        row = [name, system, str(len(found))]
+        for figure in ("accuracy", "mcc", "macro_f1", "auroc"):
+            values = [100 * f[figure]["value"] for f in found]
+            low, high = min(values), max(values)
+            if len(found) == 1:
+                low, high = (100 * found[0][figure][end] for end in ("low", "high"))
+            row.append(f"{np.mean(values):.1f} ({low:.1f} to {high:.1f})")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="Folder with uci/ and gue/.")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "dna_classification.json"
+    results: Figures = {"model": options.model, "sets": {}, "cells": {}, "unfinished": {}}
+    if path.exists():
+        results = json.loads(path.read_text())
+        if results["model"] != options.model:
+            raise SystemExit(
+                f"{path} holds cells of --model {results['model']}: take another --out."
+            )
+
+    def save() -> None:
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+    for name in options.sets:
+        if name not in results["sets"]:
+            results["sets"][name] = describe(parts(name, options.data))
+    for name, system, seed in cells(options):
+        key = f"{name} {system} {seed}"
+        if key not in results["cells"]:
+            kept = results["unfinished"].setdefault(key, [])
+            results["cells"][key] = run_cell(name, system, seed, options, kept, save)
+            del results["unfinished"][key]
+            save()
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""DNA: pretrain and train models, classify, score variants, read genomes with a memory."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from titans_cli import dna_effects, dna_use
+from titans_cli.dna_use import Run
+from titans_cli.options import Device, Force, Json, Set, TrainSeed
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder of the run: weights, log. [default: runs/dna-KIND]"
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="causal: each base from those before it, memory carried. masked: hidden bases from both "
+        "sides.",
+    ),
+]
+
+
+@app.command(epilog="Example: titans dna pretrain --data genome.fa.gz --out runs/genome")
+def pretrain(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Genome, FASTA or GenBank, plain or compressed. [default: made promoters]",
+        ),
+    ] = None,
+    kind: Kind = "causal",
+    mixer: Annotated[
+        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+    ] = None,
+    settings: Set = None,
+    seed: TrainSeed = None,
+    device: Device = "auto",
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a model of bases on a genome, without labels."""
+    if kind not in ("causal", "masked"):
+        raise ValueError(f"--kind must be causal or masked: got {kind!r}.")
+    _train(kind, data, mixer, settings, seed, device, out, resume=resume, force=force)
+
+
+@app.command(epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata")
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="CSV or TSV with the columns sequence and label, UCI .data, folder of train, dev and "
+            "test, folder of classes, or a Hugging Face data set hf:NAME. [default: made promoters]",
+        ),
+    ] = None,
+    mixer: Annotated[
+        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+    ] = None,
+    settings: Set = None,
+    seed: TrainSeed = None,
+    device: Device = "auto",
+    out: Out = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a classifier on labelled sequences; validation decides which weights are kept."""
+    _train("tiny", data, mixer, settings, seed, device, out, resume=resume, force=force)
+
+
+def _train(
+    preset: str,
+    data: str | None,
+    mixer: str | None,
+    settings: list[str] | None,
+    seed: int | None,
+    device: str,
+    out: Path | None,
+    *,
+    resume: bool,
+    force: bool,
+) -> None:
+    if resume and force:
+        raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
+    from titans_cli.progress import Bar, show_training
+    from titans_domains.config import override
+    from titans_domains.dna import DOMAIN
+    from titans_domains.dna.report import remarks
+    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+
+    folder = out or Path("runs") / f"dna-{DOMAIN.presets[preset].kind}"
+    changes = [f"seed={seed}"] if seed is not None else []
+    changes += [f"data.source={json.dumps(data)}"] if data is not None else []
+    changes += [f"model.backbone.mixer={mixer}"] if mixer is not None else []
+    # What is not asked for is the run's own.
+    base = load_run_table(folder, DOMAIN)[0] if resume else DOMAIN.presets[preset]
+    config = override(base, changes + (settings or []))
+    where = choose_device(device)
+    with Bar("training", config.train.steps) as bar:
+        show = show_training(bar)
+
+        def talk(line: str) -> None:
+            for text in (line, *remarks(config)):
+                bar.say(text)
+
+        if resume:
+            resume_run(DOMAIN, folder, asked=config, device=where, show=show, talk=talk)
+        else:
+            train_run(DOMAIN, config, folder, device=where, force=force, show=show, talk=talk)
+    typer.echo(folder)
+
+
+@app.command(name="eval", epilog="Example: titans dna eval runs/tata --data other.csv")
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Labelled sequences or a genome, as in training. [default: the run's test split, or "
+            "what it held out]",
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Figures with 95 % intervals of a classifier, bits per base of a pretrained model."""
+    from titans_domains.dna import DOMAIN
+    from titans_domains.runs import choose_device, load_run_table
+
+    config, _ = load_run_table(run, DOMAIN)
+    where = choose_device(device)
+    show = _show_classifier if config.kind == "train" else _show_genome
+    show(run, config, data, where, as_json)
+
+
+def _show_classifier(run: Path, config: Any, data: str | None, device: Any, as_json: bool) -> None:
+    from titans_cli.progress import Bar
+    from titans_domains.dna import report
+    from titans_domains.dna.task import load_classifier
+
+    model = load_classifier(run, device)
+    split, rows = report.rows_for(run, config, data)
+    with Bar("classifying", len(rows.sequences)) as bar:
+        table = report.classifier_report(model, rows, bar.advance)
+    if as_json:
+        typer.echo(json.dumps({"split": split} | table))
+        return
+    typer.echo(f"{split}: {table['sequences']:,} sequences")
+    for name, figure in table["figures"].items():
+        low, high = figure["low"], figure["high"]
+        typer.echo(f"{name:9} {figure['value']:.4f}  (95 %: {low:.4f} to {high:.4f})")
+    if data is None:
+        for line in report.remarks(config):
+            typer.echo(line, err=True)
+
+
+def _show_genome(run: Path, config: Any, data: str | None, device: Any, as_json: bool) -> None:
+    from titans_cli.progress import Bar
+    from titans_domains.dna import report
+    from titans_domains.dna.task import load_model
+
+    model = load_model(run, device)
+    parts = report.held_out_contigs(run, config, data)
+    with Bar("reading", report.cost(config, parts)) as bar:
+        table = report.genome_report(model, config, parts, bar.advance)
+    if as_json:
+        typer.echo(json.dumps(table))
+        return
+    figures = table["bits_per_base"] | table["floors"]
+    width = max(map(len, figures))
+    for name, bits in figures.items():
+        typer.echo(f"{name:{width}}  {bits:.4f} bits/base")
+
+
+app.command(epilog="Example: titans dna classify runs/dna-train reads.fastq.gz > calls.tsv")(
+    dna_use.classify
+)
+app.command(
+    name="score-variants",
+    epilog="Example: titans dna score-variants runs/tata calls.vcf.gz --genome hg38.fa",
+)(dna_effects.score_variants)
+app.command(epilog="Example: titans dna saturate runs/tata promoter.fa --picture promoter.png")(
+    dna_effects.saturate
+)
+app.command(epilog="Example: titans dna embed runs/tata promoters.fa --out vectors.npz")(
+    dna_use.embed
+)
+app.command(epilog="Example: titans dna read runs/dna-causal genome.gbk.gz --picture bits.png")(
+    dna_use.read
+)

@@ -1,0 +1,164 @@
+"""Classifiers on disk: a folder of their own, or a run of `titans dna train`; nothing in them is code."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from titans_domains.checkpoints import (
+    SCHEMA,
+    WEIGHTS,
+    latest,
+    load_tensors,
+    load_weights,
+    read_json,
+)
+from titans_domains.config import from_dict, to_dict
+from titans_domains.dna.classify import BEST, CLASSES, build
+from titans_domains.dna.encoder import ModelConfig
+from titans_domains.dna.model import SequenceNetwork
+from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, save_tokenizer
+from titans_domains.runs import CONFIG, choose_device, load_run_table
+
+if TYPE_CHECKING:
+    from titans_domains.dna.classifier import SequenceClassifier
+
+FILE = "classifier.json"
+
+
+def save_classifier(classifier: "SequenceClassifier", path: Path, *, force: bool) -> None:
+    """A folder with settings, classes, tokenizer and weights; whole or not at all."""
+    if path.exists():
+        if not force:
+            raise FileExistsError(f"{path} is there already: choose another path, or force=True.")
+        if not (path / FILE).is_file():
+            raise FileExistsError(f"{path} is no saved classifier, so force does not replace it.")
+    settings = {
+        name: value
+        for name, value in classifier.get_params(deep=False).items()
+        if name not in ("model", "pretrained", "device")
+    }
+    if isinstance(settings["class_weight"], Mapping):
+        # JSON has no keys but strings.
+        settings["class_weight"] = list(settings["class_weight"].items())
+    table = {
+        "schema": SCHEMA,
+        "settings": settings,
+        "model": to_dict(classifier.networks_[0].config),
+        "classes": classifier.classes_.tolist(),
+        "multilabel": classifier.multilabel_,
+        "length": classifier.length_,
+    }
+    # Before anything is written: a class or a seed that is no JSON is refused.
+    text = json.dumps(table, indent=1)
+    draft = path.with_name(path.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    (draft / FILE).write_text(text + "\n")
+    save_tokenizer(classifier.tokenizer_, draft)
+    for number, network in enumerate(classifier.networks_):
+        weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+        save_file(weights, draft / f"member-{number}.safetensors")
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(draft, path)
+
+
+class Saved(NamedTuple):
+    settings: dict[str, Any]  # of the estimator
+    model: ModelConfig
+    about: dict[str, Any]  # classes, multilabel, length
+    files: list[Path]  # weights of each member
+
+
+def load_classifier(
+    kind: "type[SequenceClassifier]", path: Path, device: str
+) -> "SequenceClassifier":
+    """What was saved under `path`, which is a classifier's folder or a run's."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path)!r} of a classifier or a run.")
+    if (path / FILE).is_file():
+        saved = _read_saved(path)
+    elif (path / CONFIG).is_file():
+        saved = _read_run(path)
+    else:
+        raise FileNotFoundError(f"{path} holds neither {FILE} nor {CONFIG}: it is no classifier.")
+    classifier = kind(saved.model, device=device, **saved.settings)
+    classifier.tokenizer_ = load_tokenizer(path)
+    classifier.tokenizer = classifier.tokenizer_.kind
+    classifier.classes_ = np.array(saved.about["classes"])
+    classifier.multilabel_ = bool(saved.about["multilabel"])
+    classifier.length_ = int(saved.about["length"])
+    classifier.networks_ = []
+    for file in saved.files:
+        network = build(
+            saved.model,
+            classifier.tokenizer_,
+            len(classifier.classes_),
+            device=choose_device(device),
+        )
+        load_weights(network, file)
+        classifier.networks_.append(network.eval())
+    return classifier
+
+
+def _read_saved(path: Path) -> Saved:
+    table = read_json(path / FILE)
+    try:
+        settings = dict(table["settings"])
+        if isinstance(settings["class_weight"], list):
+            settings["class_weight"] = dict(settings["class_weight"])
+        about = {name: table[name] for name in ("classes", "multilabel", "length")}
+        files = [path / f"member-{number}.safetensors" for number in range(settings["members"])]
+        return Saved(settings, from_dict(ModelConfig, table["model"]), about, files)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path / FILE} is damaged: it lacks {error}.") from None
+
+
+def _read_run(path: Path) -> Saved:
+    """A run at its best weights, or at its newest where none were held out."""
+    from titans_domains.dna.task import DOMAIN, fitted_model
+
+    config, _ = load_run_table(path, DOMAIN)
+    if config.kind != "train":
+        raise ValueError(
+            f"{path} is a run of kind {config.kind!r}, which knows no classes: give one of "
+            "`titans dna train`."
+        )
+    about = json.loads((path / CLASSES).read_text())
+    best = path / BEST
+    weights = best if best.is_file() else latest(path / "checkpoints") / WEIGHTS
+    return Saved({}, fitted_model(config, about["positions"]), about, [weights])
+
+
+def load_encoder(network: SequenceNetwork, run: Path, tokenizer: DnaTokenizer) -> None:
+    """Fills the network's encoder with that of a pretrained run; ValueError where they differ."""
+    from titans_domains.dna.task import DOMAIN
+
+    config, _ = load_run_table(run, DOMAIN)
+    if config.kind == "train":
+        raise ValueError(f"{run} is a classifier: give a run of `titans dna pretrain`.")
+    if load_tokenizer(run).table() != tokenizer.table():
+        raise ValueError(f"{run} was pretrained with another tokenizer: use the same.")
+    weights = load_tensors(latest(run / "checkpoints") / WEIGHTS)
+    encoder = {
+        name.removeprefix("encoder."): x
+        for name, x in weights.items()
+        if name.startswith("encoder.")
+    }
+    ours = {name: tuple(x.shape) for name, x in network.encoder.state_dict().items()}
+    theirs = {name: tuple(x.shape) for name, x in encoder.items()}
+    if ours != theirs:
+        odd = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))[0]
+        raise ValueError(
+            f"The encoder must be that of {run}: {odd} is {theirs.get(odd, 'absent')} there, "
+            f"{ours.get(odd, 'absent')} here; take stem, backbone and direction from its config.json."
+        )
+    with torch.no_grad():
+        network.encoder.load_state_dict(encoder)

@@ -1,0 +1,124 @@
+"""What stands before the backbone: a convolution as wide as motifs, pooling, more convolutions.
+
+B batch, T tokens, P places after pooling, C channels, S earlier tokens. Padding stands on the right of
+each sequence and is zero after every layer, so a sequence does not know how far it was padded.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+INNER_SIZE = 5
+"""Places that the convolutions after the first see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemConfig:
+    size: int = 11  # tokens that the first convolution sees, odd; 0 for no convolution
+    pool: int = 4  # tokens that become one place, by their largest values
+    depth: int = 2  # convolutions, the first one among them
+    channels: int = 64
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or (self.size and self.size % 2 == 0):
+            raise ValueError(f"stem.size must be odd, or 0 for no convolution: got {self.size}.")
+        for name in ("depth", "channels", "pool"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stem.{name} must be at least 1: got {getattr(self, name)}.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens, then places, that each convolution sees."""
+        return (self.size, *[INNER_SIZE] * (self.depth - 1)) if self.size else ()
+
+
+def blank(x: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B T C"]:
+    """Zero on padding."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
+
+
+class Convolution(nn.Module):
+    """Convolution and ReLU: [B, T, inputs] to [B, T, channels].
+
+    A causal one sees no later token and can be fed in pieces: `tail` is what stood before, and what
+    stands before the next piece comes back. No norm: that of each token hides how well a motif fits.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, size: int, *, causal: bool, one_hot: bool
+    ) -> None:
+        super().__init__()
+        self.before = size - 1 if causal else size // 2
+        self.after = size - 1 - self.before
+        self.conv = nn.Conv1d(inputs, channels, size)
+        # Of a one-hot input one number is not zero.
+        active = size if one_hot else size * inputs
+        nn.init.normal_(self.conv.weight, std=math.sqrt((2 if one_hot else 1) / active))
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def fresh_tail(self, batch: int) -> Float[Tensor, "B S C"]:
+        return self.conv.weight.new_zeros(batch, self.before, self.conv.in_channels)
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"] | None, tail: Tensor
+    ) -> tuple[Float[Tensor, "B T D"], Tensor]:
+        span = F.pad(torch.cat([tail.to(x.dtype), x], 1), (0, 0, 0, self.after))
+        y = F.relu(self.conv(span.mT).mT)
+        return blank(y, mask), span[:, x.shape[1] : x.shape[1] + self.before]
+
+
+class Stem(nn.Module):
+    """A convolution over tokens, the largest value of each `pool` of them, then convolutions over these
+    places, each added to what it reads."""
+
+    def __init__(
+        self, inputs: int, config: StemConfig, *, causal: bool, one_hot: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        widths = [inputs, *[config.channels] * len(config.sizes)]
+        self.convolutions = nn.ModuleList(
+            Convolution(width, config.channels, size, causal=causal, one_hot=one_hot and not number)
+            for number, (width, size) in enumerate(zip(widths, config.sizes, strict=False))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.width = widths[-1]
+
+    def fresh_state(self, batch: int) -> tuple[Tensor, ...]:
+        return tuple(layer.fresh_tail(batch) for layer in self.convolutions)  # type: ignore[operator]
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        mask: Bool[Tensor, "B T"] | None = None,
+        state: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Float[Tensor, "B P D"], tuple[Tensor, ...]]:
+        if not self.convolutions:
+            return self._pool(x, mask), ()
+        first, *others = self.convolutions
+        tail, *tails = state or self.fresh_state(len(x))
+        y, tail = first(x, mask, tail)
+        x = self.dropout(self._pool(y, mask))
+        mask, after = self.pool_mask(mask), [tail]
+        for layer, tail in zip(others, tails, strict=True):
+            y, tail = layer(x, mask, tail)
+            x = self.dropout(x + y)
+            after.append(tail)
+        return x, tuple(after)
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.config.pool == 1:
+            return x
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], -torch.inf)
+        x = F.max_pool1d(x.mT, self.config.pool, ceil_mode=True).mT
+        return blank(x, self.pool_mask(mask))
+
+    def pool_mask(self, mask: Bool[Tensor, "B T"] | None) -> Bool[Tensor, "B P"] | None:
+        """True on places that hold a token."""
+        return mask if mask is None else mask[:, :: self.config.pool]

@@ -1,0 +1,202 @@
+"""DNA as a domain of the shared trainer: classifiers, causal and masked models, and the runs they leave."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from titans_domains.checkpoints import WEIGHTS, latest, load_weights
+from titans_domains.dna.classify import ClassifyTask, build
+from titans_domains.dna.configs import DNA_PRESETS, DnaConfig, DnaData
+from titans_domains.dna.encoder import ModelConfig
+from titans_domains.dna.examples import Examples, encode_all, fingerprint
+from titans_domains.dna.labelled import EMBEDDED, Labelled, labelled_splits
+from titans_domains.dna.labels import held_out, known_labels, read_labels
+from titans_domains.dna.markov import UNKNOWN, Markov
+from titans_domains.dna.pretrain import SOFT, Ids, PretrainTask
+from titans_domains.dna.pretrained import Pretrained
+from titans_domains.dna.pretraining import FIRST_BASE, CausalModel, MaskedModel
+from titans_domains.dna.streams import read_pieces
+from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, make_tokenizer
+from titans_domains.domain import Task
+from titans_domains.hub import HUB
+from titans_domains.runs import load_run_table
+
+if TYPE_CHECKING:
+    from titans_domains.dna.classifier import SequenceClassifier
+
+
+class DnaDomain:
+    """DNA: classification, and models of genomes in bits per base."""
+
+    name = "dna"
+    config_type = DnaConfig
+    presets = DNA_PRESETS
+
+    def absolute(self, config: DnaConfig) -> DnaConfig:
+        source = config.data.source
+        if source != EMBEDDED and not source.startswith(HUB) and Path(source).exists():
+            source = str(Path(source).resolve())
+        return replace(config, data=replace(config.data, source=source))
+
+    def task(self, config: DnaConfig, device: torch.device, folder: Path | None = None) -> Task:
+        if config.kind == "train":
+            return classify_task(config, device, folder)
+        return pretrain_task(config, device, folder)
+
+
+DOMAIN = DnaDomain()
+
+
+def split_examples(data: DnaData, seed: int) -> tuple[Labelled, Labelled | None]:
+    """The labelled sequences to train on, and those for validation."""
+    splits = labelled_splits(data.source)
+    train = splits.get("train", splits.get("all"))
+    if train is None:
+        raise ValueError(f"{data.source} has no split to train on, only {', '.join(splits)}.")
+    if "valid" in splits or not data.held_out:
+        return train, splits.get("valid")
+    numbers, _, _ = read_labels(train.labels, len(train.sequences))
+    chosen = held_out(train.sequences, numbers, train.groups, data.held_out, seed)
+    return train.take(np.flatnonzero(~chosen)), train.take(np.flatnonzero(chosen))
+
+
+def classify_task(config: DnaConfig, device: torch.device, folder: Path | None) -> ClassifyTask:
+    train, valid = split_examples(config.data, config.seed)
+    tokenizer = _tokenizer(config.data, train.sequences, folder)
+    targets, classes, multilabel = read_labels(train.labels, len(train.sequences))
+    examples = Examples(encode_all(tokenizer, train.sequences, train.names), targets)
+    others = None
+    if valid is not None:
+        others = Examples(
+            encode_all(tokenizer, valid.sequences, valid.names),
+            known_labels(valid.labels, classes, multilabel),
+        )
+    names = classes.tolist() if train.columns is None else train.columns
+    torch.manual_seed(config.seed)
+    positions = max(map(len, examples.tokens))
+    model = build(fitted_model(config, positions), tokenizer, len(classes), device=device)
+    return ClassifyTask(
+        model, examples, others, tokenizer=tokenizer, classes=names,
+        batch_size=config.train.batch_size, seed=config.seed, smoothing=config.loss.smoothing,
+        weights="balanced" if config.loss.balanced else None, folder=folder,
+        length=max(map(len, train.sequences)),
+        data_sha256=fingerprint(train.sequences, train.labels),
+    )  # fmt: skip
+
+
+def fitted_model(config: DnaConfig, positions: int) -> ModelConfig:
+    """The model of a run: positions beyond the longest sequence are not there."""
+    head = config.model.head
+    return replace(config.model, head=replace(head, positions=min(head.positions, positions)))
+
+
+def _tokenizer(data: DnaData, sequences: list[str], folder: Path | None) -> DnaTokenizer:
+    if folder is not None:
+        return load_tokenizer(folder)
+    return make_tokenizer(data.tokenizer, sequences, k=data.k, vocab_size=data.vocab_size)
+
+
+def pretrain_task(config: DnaConfig, device: torch.device, folder: Path | None) -> PretrainTask:
+    data = config.data
+    contigs = read_contigs(data)
+    text = [contig for contig, _ in contigs]
+    tokenizer = _tokenizer(data, text, folder)
+    if not data.soft_masked and tokenizer.kind != "nucleotide":
+        raise ValueError(
+            "data.soft_masked=false leaves single bases out of the loss: take data.tokenizer="
+            f"nucleotide, got {tokenizer.kind}."
+        )
+    complement = tokenizer.complement if data.both_strands else None
+    if data.both_strands and complement is None:
+        raise ValueError(
+            "data.both_strands needs tokens that have a complement: single bases, or k-mers of stride 1."
+        )
+    ids = [tokens_of(tokenizer, *contig) for contig in contigs]
+    train, valid = last_share(ids, data.held_out)
+    torch.manual_seed(config.seed)
+    model = new_model(config, tokenizer)
+    if isinstance(model, CausalModel) and model.order and folder is None:
+        model.begin_from(Markov([codes_of(part) for part in train], model.order))
+    return PretrainTask(
+        model.to(device), tokenizer, train, valid,
+        config=config.train, seq_len=data.seq_len, seed=config.seed,
+        hidden_share=config.loss.hidden_share, complement=complement,
+        data_sha256=hashlib.sha256("\n".join(text).encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def new_model(config: DnaConfig, tokenizer: DnaTokenizer) -> CausalModel | MaskedModel:
+    if config.kind == "causal":
+        return CausalModel(config.model, tokenizer, config.loss.order)
+    return MaskedModel(config.model, tokenizer)
+
+
+def read_contigs(data: DnaData) -> list[tuple[str, Bool[np.ndarray, " T"] | None]]:
+    """The clean contigs of a genome, and which bases the loss leaves out."""
+    if data.source == EMBEDDED:
+        return [("".join(labelled_splits(EMBEDDED)["train"].sequences), None)]
+    parts: dict[tuple[str, int], list[Any]] = {}
+    count = 0
+    for piece in read_pieces(data.source):
+        count += not piece.start
+        parts.setdefault((piece.contig, count), []).append(piece)
+    return [
+        (
+            "".join(piece.sequence for piece in pieces),
+            None if data.soft_masked else np.concatenate([piece.soft_mask for piece in pieces]),
+        )
+        for pieces in parts.values()
+    ]
+
+
+def tokens_of(
+    tokenizer: DnaTokenizer, contig: str, ignored: Bool[np.ndarray, " T"] | None = None
+) -> Ids:
+    """A contig's tokens as `PretrainTask` takes them."""
+    ids = tokenizer.encode(contig)
+    if int(ids.max()) >= SOFT:
+        raise ValueError(f"A vocabulary must be smaller than {SOFT} tokens: take a smaller k.")
+    return (ids + (0 if ignored is None else SOFT * ignored)).astype(np.uint16)
+
+
+def codes_of(ids: Ids) -> UInt8[np.ndarray, " T"]:
+    """Tokens of single bases as `Markov` counts them."""
+    plain = ids % SOFT
+    return np.minimum(plain - FIRST_BASE, UNKNOWN).astype(np.uint8)
+
+
+def last_share(contigs: list[Ids], share: float) -> tuple[list[Ids], list[Ids]]:
+    """The contigs in two parts, of which the second holds the last `share` of all tokens."""
+    left = round((1 - share) * sum(map(len, contigs)))
+    first, second = [], []
+    for ids in contigs:
+        cut = min(len(ids), max(0, left))
+        left -= len(ids)
+        first += [ids[:cut]] if cut else []
+        second += [ids[cut:]] if cut < len(ids) else []
+    return first, second
+
+
+def load_model(run: Path, device: torch.device) -> Pretrained:
+    """The pretrained model of a run at its newest checkpoint."""
+    config, _ = load_run_table(run, DOMAIN)
+    if config.kind == "train":
+        raise ValueError(
+            f"{run} is a classifier: give a run of `titans dna pretrain`, or classify with it."
+        )
+    tokenizer = load_tokenizer(run)
+    model = new_model(config, tokenizer)
+    load_weights(model, latest(run / "checkpoints") / WEIGHTS)
+    return Pretrained(model.to(device), tokenizer, config.data.seq_len)
+
+
+def load_classifier(run: Path, device: torch.device) -> "SequenceClassifier":
+    """The classifier of a run, or one that was saved."""
+    from titans_domains.dna.classifier import SequenceClassifier
+
+    return SequenceClassifier.load(run, device=str(device))
