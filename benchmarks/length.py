@@ -8,14 +8,14 @@ overlapping windows of the trained length.
 """
 
 import argparse
-import json
+import hashlib
 import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from cells import cell
 
 from titans_core import count_parameters
 from titans_domains.language.evaluate import costs, modes_of
@@ -49,16 +49,16 @@ def read(run: Path, text: bytes) -> dict[str, Any]:
     }
 
 
-def draw(results: dict[str, Any], picture: Path) -> None:
+def draw(cells: list[dict[str, Any]], picture: Path) -> None:
     """One panel per mixer, the mean over its runs."""
     from matplotlib.figure import Figure
 
-    mixers = list(dict.fromkeys(r["mixer"] for r in results["runs"].values()))
+    mixers = list(dict.fromkeys(c["mixer"] for c in cells))
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, -(-len(mixers) // 2), sharex=True, sharey=True).flatten()
     styles = {"carried": "-", "reset": "--", "frozen": ":", "full": "-", "window": "--"}
     for panel, mixer in zip(panels, mixers, strict=False):
-        runs = [r["bits_per_byte"] for r in results["runs"].values() if r["mixer"] == mixer]
+        runs = [c["bits_per_byte"] for c in cells if c["mixer"] == mixer]
         for mode in runs[0]:
             x = list(map(int, runs[0][mode]))
             y = [sum(run[mode][str(at)] for run in runs) / len(runs) for at in x]
@@ -72,12 +72,11 @@ def draw(results: dict[str, Any], picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def table(results: dict[str, Any]) -> str:
-    runs = results["runs"].values()
-    at = list(next(iter(next(iter(runs))["bits_per_byte"].values())))
+def table(cells: list[dict[str, Any]]) -> str:
+    at = list(next(iter(cells[0]["bits_per_byte"].values())))
     lines = [f"| mixer | memory | {' | '.join(at)} |", "|---" * (len(at) + 2) + "|"]
-    for mixer in dict.fromkeys(r["mixer"] for r in runs):
-        ours = [r["bits_per_byte"] for r in runs if r["mixer"] == mixer]
+    for mixer in dict.fromkeys(c["mixer"] for c in cells):
+        ours = [c["bits_per_byte"] for c in cells if c["mixer"] == mixer]
         for mode in ours[0]:
             means = [sum(run[mode][x] for run in ours) / len(ours) for x in at]
             lines.append(f"| {mixer} | {mode} | {' | '.join(f'{m:.2f}' for m in means)} |")
@@ -94,18 +93,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / "length.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    results |= provenance()
-    results |= {"book": options.data.name, "bytes": options.bytes}
     text = options.data.read_bytes()[: options.bytes]
+    made_of = {
+        "book": options.data.name,
+        "bytes": len(text),
+        "text": hashlib.sha256(text).hexdigest()[:16],
+    }
+    cells = []
     for run in options.runs:
-        if run.name not in results["runs"]:
-            results["runs"][run.name] = read(run, text)
-            path.write_text(json.dumps(results, indent=2) + "\n")
-            print(run.name, results["runs"][run.name], flush=True)
-    print(table(results))
+        cells.append(cell(path, run, made_of, lambda run=run: read(run, text)))
+        print(run.name, cells[-1], flush=True)
+    print(table(cells))
     if options.picture:
-        draw(results, options.picture)
+        draw(cells, options.picture)
 
 
 if __name__ == "__main__":

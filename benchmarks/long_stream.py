@@ -7,6 +7,7 @@ The runs (any trained with `titans language train`) read a text over and over, b
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import statistics
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from cells import cell
 from torch import Tensor
 
 from titans_core import state_bytes
+from titans_core.state import named_tensors
 from titans_domains.language.task import load_run
 
 PIECE = 1024
@@ -51,12 +53,19 @@ def norms(state: Any) -> dict[str, float]:
     return found
 
 
+def is_finite(state: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in named_tensors(state).values())
+
+
 @torch.no_grad()
 def stream(run: Path, data: Path, tokens: int, singles: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     model, tokenizer, config = load_run(run, torch.device("cpu"))
     text = torch.from_numpy(tokenizer.encode(data.read_bytes()))
     text = text.repeat(-(-(tokens + singles) // len(text)))[: tokens + singles]
+    # The first calls of a process take longer than any later ones: no row shall hold them.
+    warm = model(text[None, :PIECE])[1]
+    model(text[None, :1], warm)
     state = model.backbone.fresh_state(1)
     rows: list[dict[str, float]] = []
     curve: list[dict[str, float]] = []
@@ -71,6 +80,9 @@ def stream(run: Path, data: Path, tokens: int, singles: int) -> dict[str, Any]:
         times.append((time.perf_counter() - began) / len(piece))
         read += len(piece)
         finite = finite and bool(logits.isfinite().all())
+        # After a single token, a look at the state would take longer than the token.
+        if len(piece) > 1 or len(times) % 1_000 == 0:
+            finite = finite and is_finite(state)
 
     for piece in text[:tokens].split(PIECE):
         feed(piece)
@@ -93,19 +105,20 @@ def stream(run: Path, data: Path, tokens: int, singles: int) -> dict[str, Any]:
                 "resident_mib": resident_mib(),
                 "us_per_token": 1e6 * statistics.median(times[-1_000:]),
             })  # fmt: skip
+    finite = finite and is_finite(state)
     return {
         "mixer": config.model.mixer, "pieces": rows, "one at a time": single_rows,
         "finite": finite, "curve": curve,
     }  # fmt: skip
 
 
-def draw(results: dict[str, Any], picture: Path) -> None:
+def draw(cells: list[dict[str, Any]], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, name in zip(panels, ("memory", "surprise"), strict=True):
-        for run in results["runs"].values():
+        for run in cells:
             x = [point["tokens"] for point in run["curve"]]
             panel.plot(x, [point[name] for point in run["curve"]], label=run["mixer"], lw=1)
         title = "what was added to the initial memory" if name == "memory" else "running surprise"
@@ -116,19 +129,19 @@ def draw(results: dict[str, Any], picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def table(results: dict[str, Any]) -> str:
+def table(cells: list[dict[str, Any]]) -> str:
     lines = ["| mixer | tokens | state, KiB | process, MiB | µs per token | memory | surprise |"]
     lines.append("|---" * 7 + "|")
-    for run in results["runs"].values():
+    for run in cells:
         for row in [*run["pieces"], *run["one at a time"]]:
             single = "memory" not in row
-            cells = [
+            columns = [
                 run["mixer"], f"{'+ ' * single}{row['tokens']:,}{' singly' * single}",
                 f"{row['state_bytes'] / 1024:,.1f}", f"{row['resident_mib']:,.0f}",
                 f"{row['us_per_token']:.0f}",
                 *("" if single else f"{row[name]:.2f}" for name in ("memory", "surprise")),
             ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
@@ -146,22 +159,29 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     path = options.out / "long_stream.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    results |= provenance()
-    for run in options.runs:
-        if run.name in results["runs"]:
-            continue
+    text = options.data.read_bytes()
+    made_of = {
+        "book": options.data.name,
+        "text": hashlib.sha256(text).hexdigest()[:16],
+        "tokens": options.tokens,
+        "singles": options.singles,
+    }
+
+    def measure(run: Path) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, __file__, "--stream", run, options.data,
              str(options.tokens), str(options.singles)],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
-        results["runs"][run.name] = json.loads(done.stdout)
-        path.write_text(json.dumps(results) + "\n")
-        print(run.name, results["runs"][run.name]["pieces"], flush=True)
-    print(table(results))
+        return dict(json.loads(done.stdout))
+
+    cells = []
+    for run in options.runs:
+        cells.append(cell(path, run, made_of, lambda run=run: measure(run)))
+        print(run.name, cells[-1]["pieces"], flush=True)
+    print(table(cells))
     if options.picture:
-        draw(results, options.picture)
+        draw(cells, options.picture)
 
 
 if __name__ == "__main__":
