@@ -148,7 +148,8 @@ def walk_backward(
 
     All else goes by way of global memory as soon as it is known: there is no room for more. Parts of sums
     over the slices: dk, `by_decay`, and in the rows of `by_coefs` the gradients by w, which is completed, g
-    and P's last row. Added to: d_base, d_start. T is C in a form that lets no loop be unrolled.
+    and P's last row. Added to: d_base, d_start. T is C in a form
+    that lets no loop be unrolled.
     """
     row, part = place_of(counters + R, SLICES)
     head = row % H

@@ -49,11 +49,11 @@ def advance(
 
 @triton.jit
 def outer_errors(
-    tiles, given, slope, z, error, C: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr,
+    tiles, given, slope, z, error, T, C: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr,
     SLICES: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """From the slices' parts their sum and D_L, a few tokens at a time; every slice stores the same."""
-    for token in tl.range(0, C, 16, disable_licm=True):
+    for token in tl.range(0, T, 16, disable_licm=True):
         at = token * D
         total = sum_tiles(tiles, token, SLICES, C, 16, DP)
         store_tile(z + at, total, 16, D, D)
@@ -68,15 +68,16 @@ def outer_errors(
 def walk_forward(
     k, given, slope, coefs, decay, state, base, held, start, reset, last,
     z, error, clamps, squares, after, held_after, slots, room, counters,
-    N, R, H, first,
+    N, R, H, T, first,
     C: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, DP: tl.constexpr,
-    ES: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr, LIMIT: tl.constexpr,
-    BASE: tl.constexpr, HELD: tl.constexpr, RESETS: tl.constexpr,
+    ES: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr,
+    LIMIT: tl.constexpr, BASE: tl.constexpr, HELD: tl.constexpr, RESETS: tl.constexpr,
     REPLAY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """From the state before a segment to that after it, through registers; those between go to `slots`.
 
-    REPLAY: errors and clamps are known, so that no program has to wait for others.
+    REPLAY: errors and clamps are known, so that no program has to wait for others. T is C in a form that lets
+    no loop be unrolled.
     """
     row, part = place_of(counters + R, SLICES)
     head = row % H
@@ -146,7 +147,7 @@ def walk_forward(
             arrivals += SLICES
             meet(counters + row, arrivals, SLICES)
             outer_errors(
-                tiles, given + tokens, slope + head * D, z + tokens, error + tokens, C, D, WIDTH, DP,
+                tiles, given + tokens, slope + head * D, z + tokens, error + tokens, T, C, D, WIDTH, DP,
                 SLICES, NORM,
             )  # fmt: skip
         DL = load_tile(error + tokens, C, D, D, C, DP)

@@ -146,8 +146,7 @@ def token(
     z = shared_sum(z, room + SLICES * DP, counter, part, met * SLICES, SLICES)[None, :]
     if part == 0:
         if NORM:
-            normed, _ = normalize(z, D)
-            z = normed * scale + shift
+            z = normalize(z, D)[0] * scale + shift
         if RESIDUAL:
             z += query
         store_tile(y + row * D, z, 1, D, D)

@@ -171,7 +171,7 @@ INLINE void plain_tile(const int n, const Product *p, long i, long j)
 {
     if (p->triangle && i >= (j + 1) * PANEL)
         return;
-    vec sum[n][SPAN];
+    vec sum[TALL][SPAN];
     clear(n, sum);
     for (int s = 0; s < p->count; s++)
         accumulate(n, sum, &p->terms[s], i, j);
@@ -184,7 +184,7 @@ INLINE void plain_tile(const int n, const Product *p, long i, long j)
 
 INLINE void scaled_tile(const int n, const Product *p, long i, long j)
 {
-    vec sum[n][SPAN];
+    vec sum[TALL][SPAN];
     clear(n, sum);
     for (int s = 0; s < p->count; s++)
         accumulate(n, sum, &p->terms[s], i, j);

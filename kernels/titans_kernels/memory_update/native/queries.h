@@ -110,7 +110,7 @@ typedef struct {
 INLINE void advance_tile(const int n, const Advance *p, long i, long j)
 {
     long at = (j * p->rows + i) * PANEL;
-    vec sum[n][SPAN];
+    vec sum[TALL][SPAN];
     clear(n, sum);
     accumulate(n, sum, &p->memory, i, j);
     const vec *memory = (const vec *)(p->old_memory + at), *surprise = (const vec *)(p->old_surprise + at);

@@ -16,7 +16,7 @@ INLINE void retreat_tile(const int n, Retreat *p, long i, long j)
     vec *d_memory = (vec *)(p->d_memory + at), *d_surprise = (vec *)(p->d_surprise + at);
     vec *d_base = (vec *)(p->d_base + at), *d_held = (vec *)(p->d_held + at);
     const vec *memory = (const vec *)(p->memory + at), *surprise = (const vec *)(p->surprise + at);
-    vec sum[n][SPAN], keys[n][SPAN];
+    vec sum[TALL][SPAN], keys[TALL][SPAN];
     clear(n, sum);
     for (int s = 0; s < p->key_terms; s++)
         accumulate(n, sum, &p->keys[s], i, j);
