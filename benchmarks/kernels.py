@@ -399,6 +399,34 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(results: dict[str, Any], picture: Path) -> None:
+    """Milliseconds of every row, a panel for each chunk size, forward below forward and backward."""
+    from matplotlib.figure import Figure
+
+    chunks = results["chunks"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(chunks), sharey=True, squeeze=False)[0]
+    for panel, (chunk, found) in zip(panels, chunks.items(), strict=True):
+        for what, color in (("forward + backward", "#c8d8ea"), ("forward", "#3b6ea5")):
+            rows = {
+                name: 1e3 * s
+                for name, s in found[what]["seconds"].items()
+                if not name.startswith("product")
+            }
+            panel.barh(list(rows), list(rows.values()), color=color, label=what)
+        panel.set(title=f"chunk {chunk}", xlabel="milliseconds", xscale="log", xlim=(10, None))
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    panels[-1].legend(loc="lower right", fontsize=8)
+    shape = next(iter(chunks.values()))["shape"]
+    figure.suptitle(
+        "B {batch}, T {time}, H {heads}, D {width}, float32, ".format(**shape)
+        + f"{results['device']}, {results['threads']} threads",
+        fontsize=10,
+    )
+    figure.savefig(picture, dpi=120)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--peak"]:
         torch.set_num_threads(2)
@@ -410,6 +438,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
@@ -424,6 +453,8 @@ def main() -> None:
             json.dumps(results, indent=2) + "\n"
         )
     print(table(results))
+    if options.picture:
+        draw(results, options.picture)
 
 
 if __name__ == "__main__":
