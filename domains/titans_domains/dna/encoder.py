@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         else:
             nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         width = self.embedding.embedding_dim
-        self.stem = Stem(width, config.stem, causal=causal, one_hot=one_hot, dropout=config.dropout)
+        self.stem = Stem(width, config.stem, causal=causal, dropout=config.dropout)
         self.into = nn.Linear(self.stem.width, dim, bias=False)
         self.backbone = Backbone(config.backbone)
         self.side = None if causal else nn.Parameter(torch.zeros(2, dim))

@@ -4,7 +4,6 @@ B batch, T tokens, P places after pooling, C channels, S earlier tokens. Padding
 each sequence and is zero after every layer, so a sequence does not know how far it was padded.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -41,25 +40,33 @@ def blank(x: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"] | None) -> Float[
     return x if mask is None else x.masked_fill(~mask[..., None], 0)
 
 
-class Convolution(nn.Module):
-    """Convolution and ReLU: [B, T, inputs] to [B, T, channels].
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of [B, T, C], in training by the mean and variance of what is not padding."""
 
-    A causal one sees no later token and can be fed in pieces: `tail` is what stood before, and what
-    stands before the next piece comes back. No norm: that of each token hides how well a motif fits.
+    def forward(
+        self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        if mask is None or not self.training:
+            return super().forward(x.flatten(0, 1)).view_as(x)
+        normed = torch.zeros_like(x)
+        normed[mask] = super().forward(x[mask])
+        return normed
+
+
+class Convolution(nn.Module):
+    """Convolution, norm, ReLU: [B, T, inputs] to [B, T, channels].
+
+    Batch norm: a norm of each token by itself hides how well a motif fits. A causal convolution sees no
+    later token, and nothing of a batch either, so it has no norm. It can be fed in pieces: `tail` is
+    what stood before, and what stands before the next piece comes back.
     """
 
-    def __init__(
-        self, inputs: int, channels: int, size: int, *, causal: bool, one_hot: bool
-    ) -> None:
+    def __init__(self, inputs: int, channels: int, size: int, *, causal: bool) -> None:
         super().__init__()
         self.before = size - 1 if causal else size // 2
         self.after = size - 1 - self.before
         self.conv = nn.Conv1d(inputs, channels, size)
-        # Of a one-hot input one number is not zero.
-        active = size if one_hot else size * inputs
-        nn.init.normal_(self.conv.weight, std=math.sqrt((2 if one_hot else 1) / active))
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
+        self.norm = None if causal else MaskedBatchNorm(channels)
 
     def fresh_tail(self, batch: int) -> Float[Tensor, "B S C"]:
         return self.conv.weight.new_zeros(batch, self.before, self.conv.in_channels)
@@ -68,23 +75,22 @@ class Convolution(nn.Module):
         self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"] | None, tail: Tensor
     ) -> tuple[Float[Tensor, "B T D"], Tensor]:
         span = F.pad(torch.cat([tail.to(x.dtype), x], 1), (0, 0, 0, self.after))
-        y = F.relu(self.conv(span.mT).mT)
-        return blank(y, mask), span[:, x.shape[1] : x.shape[1] + self.before]
+        y = self.conv(span.mT).mT
+        y = y if self.norm is None else self.norm(y, mask)
+        return blank(F.relu(y), mask), span[:, x.shape[1] : x.shape[1] + self.before]
 
 
 class Stem(nn.Module):
     """A convolution over tokens, the largest value of each `pool` of them, then convolutions over these
     places, each added to what it reads."""
 
-    def __init__(
-        self, inputs: int, config: StemConfig, *, causal: bool, one_hot: bool, dropout: float
-    ) -> None:
+    def __init__(self, inputs: int, config: StemConfig, *, causal: bool, dropout: float) -> None:
         super().__init__()
         self.config = config
         widths = [inputs, *[config.channels] * len(config.sizes)]
         self.convolutions = nn.ModuleList(
-            Convolution(width, config.channels, size, causal=causal, one_hot=one_hot and not number)
-            for number, (width, size) in enumerate(zip(widths, config.sizes, strict=False))
+            Convolution(width, config.channels, size, causal=causal)
+            for width, size in zip(widths, config.sizes, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
         self.width = widths[-1]

@@ -158,7 +158,8 @@ def test_a_pretrained_run_reads_and_begins_a_classifier(
     same = SequenceClassifier(
         asked.model, pretrained=tmp_path / "run", epochs=1, lr=1e-12, weight_decay=0, **settings
     ).fit(X, y)
-    ours, theirs = same.networks_[0].encoder.state_dict(), reader.model.encoder.state_dict()
+    ours = dict(same.networks_[0].encoder.named_parameters())
+    theirs = dict(reader.model.encoder.named_parameters())
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
     with pytest.raises(ValueError, match="encoder must be that of"):
         SequenceClassifier(pretrained=tmp_path / "run", **settings).fit(X, y)
