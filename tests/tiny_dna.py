@@ -37,7 +37,7 @@ def tiny_model(
             attention=AttentionConfig(num_heads=2),
             hybrid=HybridConfig(num_persistent=2, window=8, segment_len=8, num_retrieved=4),
         ),
-        head=HeadConfig(positions=positions, slots=2, place_channels=4, hidden=8),
+        head=HeadConfig(positions=positions, slots=2, place_channels=4, hidden=8, kmers=3),
         strands=strands,
         direction=direction,
         dropout=dropout,

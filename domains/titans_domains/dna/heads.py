@@ -18,6 +18,9 @@ class HeadConfig:
     place_channels: int = 16  # channels that each place hands on by itself; 0 for none
     hidden: int = 64
     linear: bool = True  # a score for each token at each position, beside the network
+    kmers: int = (
+        6  # a score for each run of up to so many bases, wherever it is; of single bases alone
+    )
 
     def __post_init__(self) -> None:
         for name in ("positions", "hidden"):
@@ -26,6 +29,8 @@ class HeadConfig:
         for name in ("slots", "place_channels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"head.{name} must be 0 or more: got {getattr(self, name)}.")
+        if not 0 <= self.kmers <= 8:
+            raise ValueError(f"head.kmers must be between 0 and 8 bases: got {self.kmers}.")
 
 
 def first(x: Float[Tensor, "B P C"], count: int) -> Float[Tensor, "B N C"]:
@@ -98,3 +103,57 @@ class Linear(nn.Module):
             if factor is not None:
                 scores = scores * factor[:, : self.positions, None]
         return scores.sum(1)
+
+
+GAIN = 10.0
+"""Of the scores of k-mers, whose frequencies are small, so that they learn as fast as the network."""
+
+
+class KmerBag(nn.Module):
+    """A score for every k-mer of up to `longest` bases: logistic regression on their frequencies.
+
+    Frequencies are 1 + log of the counts, of length 1 for each sequence (sublinear tf). Tokens are those
+    of single bases, from `first_base` on; k-mers with another token in them do not count.
+    """
+
+    def __init__(self, longest: int, outputs: int, first_base: int) -> None:
+        super().__init__()
+        self.longest, self.first_base = longest, first_base
+        self.weight = nn.Parameter(torch.zeros(sum(4**k for k in range(1, longest + 1)), outputs))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+        scale: Float[Tensor, "B T"] | None,
+    ) -> Float[Tensor, "B outputs"]:
+        counts = self.counts(tokens, mask, scale)
+        # Where a k-mer is absent the logarithm is of 1, so that its gradient is finite.
+        seen = counts > 0
+        frequency = (1 + torch.where(seen, counts, 1).log()) * seen
+        frequency = frequency * torch.rsqrt(frequency.square().sum(1, keepdim=True) + 1e-12)
+        return GAIN * frequency @ self.weight
+
+    def counts(
+        self,
+        tokens: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None,
+        scale: Float[Tensor, "B T"] | None,
+    ) -> Float[Tensor, "B K"]:
+        """How often each k-mer stands in each row; each time counts as the mean scale of its bases."""
+        codes = tokens - self.first_base
+        known = (codes >= 0) & (codes < 4)
+        if mask is not None:
+            known = known & mask
+        weight = torch.ones_like(codes, dtype=self.weight.dtype) if scale is None else scale
+        found = weight.new_zeros(len(tokens), len(self.weight))
+        number, complete, total, offset = codes, known, weight, 0
+        for k in range(1, self.longest + 1):
+            if k > 1:
+                number = number[:, :-1] * 4 + codes[:, k - 1 :]
+                complete = complete[:, :-1] & known[:, k - 1 :]
+                total = total[:, :-1] + weight[:, k - 1 :]
+            places = offset + number.where(complete, 0)
+            found = found.scatter_add(1, places, (total / k).where(complete, 0))
+            offset += 4**k
+        return found

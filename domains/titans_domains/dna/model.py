@@ -1,4 +1,4 @@
-"""The classifier's network: an encoder, a head that knows position, and a linear model beside them.
+"""The classifier's network: an encoder, a head that knows position, and linear models beside them.
 
 B batch, T tokens, C outputs: classes, or labels that may hold together.
 """
@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from titans_domains.dna.encoder import Encoder, ModelConfig, reverse
-from titans_domains.dna.heads import Linear, Pooling
+from titans_domains.dna.heads import KmerBag, Linear, Pooling
+from titans_domains.dna.tokenizers import FIRST_BASE, NucleotideTokenizer
 
 
 class SequenceNetwork(nn.Module):
@@ -50,6 +51,8 @@ class SequenceNetwork(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.out = nn.Linear(head.hidden, outputs)
         self.linear = Linear(vocab_size, head.positions, outputs) if head.linear else None
+        bases = vocab_size == NucleotideTokenizer.vocab_size
+        self.bag = KmerBag(head.kmers, outputs, FIRST_BASE) if head.kmers and bases else None
 
     def other_strand(
         self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None
@@ -89,7 +92,7 @@ class SequenceNetwork(nn.Module):
         if self.training and self.config.strands == "average":
             turned = torch.rand(len(tokens), 1, device=tokens.device) < 0.5
             return self._strand(torch.where(turned, other, tokens), mask, scale)
-        # The last layer and the linear model add up, so their means are those of the logits.
+        # The last layer and the linear models add up, so their means are those of the logits.
         back = None if scale is None else reverse(scale, mask)
         here, there = self._strand(tokens, mask, scale), self._strand(other, mask, back)
         return (here[0] + there[0]) / 2, (here[1] + there[1]) / 2
@@ -103,6 +106,8 @@ class SequenceNetwork(nn.Module):
         hidden, _ = self.encoder.from_embedded(x, mask)
         pooled = self.pooling(hidden, self.encoder.stem.pool_mask(mask))
         hidden = F.gelu(self.hidden(self.dropout(self.norm(pooled))))
-        if self.linear is None:
-            return hidden, hidden.new_zeros(len(tokens), self.outputs)
-        return hidden, self.linear(tokens, mask, scale)
+        score = hidden.new_zeros(len(tokens), self.outputs)
+        for part in (self.linear, self.bag):
+            if part is not None:
+                score = score + part(tokens, mask, scale)
+        return hidden, score

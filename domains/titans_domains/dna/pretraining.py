@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from titans_domains.dna.encoder import Encoder, EncoderState, ModelConfig
 from titans_domains.dna.markov import Markov
-from titans_domains.dna.tokenizers import BASES, PAD, DnaTokenizer
-
-FIRST_BASE = 2
-"""The token of A; C, G and T follow."""
+from titans_domains.dna.tokenizers import BASES, FIRST_BASE, PAD, DnaTokenizer
 
 
 def predictable(tokenizer: DnaTokenizer) -> Bool[Tensor, " V"]:

@@ -19,9 +19,14 @@ from titans_domains.dna.labels import held_out, known_labels, read_labels
 from titans_domains.dna.markov import UNKNOWN, Markov
 from titans_domains.dna.pretrain import SOFT, Ids, PretrainTask
 from titans_domains.dna.pretrained import Pretrained
-from titans_domains.dna.pretraining import FIRST_BASE, CausalModel, MaskedModel
+from titans_domains.dna.pretraining import CausalModel, MaskedModel
 from titans_domains.dna.streams import read_pieces
-from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, make_tokenizer
+from titans_domains.dna.tokenizers import (
+    FIRST_BASE,
+    DnaTokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
 from titans_domains.domain import Task
 from titans_domains.hub import HUB
 from titans_domains.runs import load_run_table

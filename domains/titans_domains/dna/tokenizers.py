@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 FILE = "tokenizer.json"
-PAD, MASK = 0, 1
+PAD, MASK, FIRST_BASE = 0, 1, 2
 BASES = "ACGTN"
 _CODES = np.full(256, 255, np.uint8)
 _CODES[list(BASES.encode())] = range(5)

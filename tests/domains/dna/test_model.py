@@ -1,17 +1,21 @@
 """The classifier's network: padding is inert, strands are alike, position is known, all parts learn."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_dna import TOKENIZER, network, sequences, tiny_model
+from torch import nn
 
 from titans_core import MIXERS
 from titans_domains.dna.encoder import Direction, Strands, reverse
+from titans_domains.dna.heads import KmerBag
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.reading import reverse_complement
 from titans_domains.dna.stem import MaskedBatchNorm
-from titans_domains.dna.tokenizers import MASK, KmerTokenizer, pad_batch
+from titans_domains.dna.tokenizers import FIRST_BASE, MASK, KmerTokenizer, pad_batch
 
 LENGTHS = [40, 1, 17, 2, 33, 25]
 
@@ -192,6 +196,25 @@ def test_each_part_of_the_head_knows_position(part: str) -> None:
         assert not torch.allclose(
             model.linear(tokens, None, None), model.linear(tokens.roll(1, 1), None, None)
         )
+
+
+@torch.no_grad()
+def test_kmers_are_counted_wherever_they_stand_and_never_over_an_unknown_base() -> None:
+    bag = KmerBag(3, 2, FIRST_BASE)
+    rows = [*sequences(5, 1, 40), "ACGT", "NN", "A"]
+    tokens, mask = pad_batch([TOKENIZER.encode(row) for row in rows], multiple=64)
+    kmers = ["".join(p) for k in (1, 2, 3) for p in product("ACGT", repeat=k)]
+    counts = bag.counts(tokens, mask, None)
+    assert counts.shape == (8, len(kmers))
+    for row, found in zip(rows, counts, strict=True):
+        wanted = [sum(row.startswith(k, i) for i in range(len(row))) for k in kmers]
+        assert found.tolist() == wanted
+    nn.init.normal_(bag.weight)
+    tf = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0)
+    wanted = 10 * F.normalize(tf) @ bag.weight
+    assert torch.allclose(bag(tokens, mask, None), wanted, atol=1e-5)
+    # Without a base there is nothing to say, and no NaN.
+    assert not bag(tokens, mask, None)[6].any()
 
 
 @torch.no_grad()
