@@ -199,7 +199,7 @@ def table(results: Results) -> str:
 
 CONFIG = override(
     DOMAIN.presets["causal"],
-    ["data.seq_len=256", "train.batch_size=32", "train.steps=1000", "train.lr=3e-3"],
+    ["data.seq_len=256", "train.batch_size=32", "train.steps=800", "train.lr=3e-3"],
 )
 
 
@@ -240,12 +240,15 @@ def main() -> None:
         results["needle"]["copy model"] = by_copy(copy_bits(codes, bits), operons)
         save()
     window = config.data.seq_len
-    jobs = [("held-out", "all", [ids[:cut]]), ("needle", "masked", kept(ids, operons, cut))]
-    for part, name, parts in jobs:
+    jobs: list[tuple[str, str, list[Ids], tuple[Mode, ...]]] = [
+        ("held-out", "all", [ids[:cut]], ("carried", "frozen")),
+        ("needle", "masked", kept(ids, operons, cut), MODES),
+    ]
+    for part, name, parts, modes in jobs:
         if part not in options.parts:
             continue
         model = trained(name, config, parts, options.out, results, save)
-        for mode in MODES:
+        for mode in modes:
             key = f"{name}, {mode}"
             if key in results["reading"]:
                 continue

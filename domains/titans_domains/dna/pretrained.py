@@ -18,7 +18,7 @@ from titans_domains.dna.pretraining import CausalModel, CausalState, MaskedModel
 from titans_domains.dna.tokenizers import PAD, DnaTokenizer
 
 Mode = Literal["carried", "frozen", "reset"]
-MODES = ("carried", "frozen", "reset")
+MODES: tuple[Mode, ...] = ("carried", "frozen", "reset")
 PIECE = 4096
 """Bases fed at a time. It changes no number."""
 ROWS = 64
