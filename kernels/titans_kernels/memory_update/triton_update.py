@@ -10,7 +10,7 @@ from torch import Tensor
 from titans_kernels.memory_update import chunked
 from titans_kernels.memory_update.types import InitialWeights, MemoryState, Norm, UpdateRule
 
-LARGEST_CHUNK, LARGEST_WIDTH = 64, 256
+LARGEST_CHUNK, LARGEST_WIDTH = 64, 128
 
 
 def missing() -> str | None:
