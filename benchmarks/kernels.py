@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from provenance import peak_rss_mib, provenance
 from torch import Tensor
 
-from titans_core import MemoryConfig, NeuralMemory
+from titans_core import PRESETS, Backbone, MemoryConfig, NeuralMemory, count_parameters
 from titans_core.memory import unit_length
 from titans_kernels import UpdateRule, memory_update
 
@@ -169,6 +169,29 @@ def fla(shape: Shape, device: str, backward: bool, dtype: torch.dtype = torch.fl
     return work
 
 
+def ttt(shape: Shape, device: str, backward: bool, dtype: torch.dtype = torch.float32) -> Work:
+    """TTT-Linear: a linear memory without momentum or forgetting, its mini-batch our chunk."""
+    given = inputs(shape, device, dtype, backward)
+    q, k, v = (given[name] for name in "qkv")
+    weight, bias = (x.detach() for x in given["norm"])
+    eta = given["step_size"][..., :1]
+    if device == "cpu":
+        from fla.ops.ttt.naive import chunk_ttt_linear_ref as run
+
+        sizes = {"mini_batch_size": shape.chunk}
+    else:
+        from fla.ops.ttt import chunk_ttt_linear as run
+
+        sizes = {"chunk_size": shape.chunk}
+
+    def work() -> None:
+        y = run(q * 1, k, v, weight, bias, eta * 1, **sizes)[0]  # it scales q in place
+        if backward:
+            torch.autograd.grad(y.float().sum(), [given[name] for name in "qkv"])
+
+    return work
+
+
 def products(device: str, dtype: torch.dtype, shape: Shape) -> dict[str, Work]:
     """Batched products 64 x [64 x 64 x 256], by the default route and by oneDNN's."""
     a = torch.randn(64, 64, 64, device=device, dtype=dtype)
@@ -200,7 +223,8 @@ def check(shape: Shape, device: str) -> dict[str, float]:
     small = Shape(batch=1, time=3 * shape.chunk + 5, heads=2, width=shape.width, chunk=shape.chunk)
     wanted = memory_update(**inputs(small, device, torch.float64, False), backend="reference")[0]
     errors = {}
-    for dtype in (torch.float64, torch.float32):
+    dtypes = [torch.float64, torch.float32] + [torch.bfloat16] * (device == "cuda")
+    for dtype in dtypes:
         got = memory_update(**inputs(small, device, dtype, False), backend="auto")[0].double()
         errors[str(dtype)] = ((got - wanted).abs().max() / wanted.abs().max()).item()
     assert errors["torch.float64"] < 1e-10, errors
@@ -234,6 +258,44 @@ def gpu_lengths(shape: Shape, count: int) -> dict[str, dict[str, float]]:
                 rows["fla gated delta rule"] = fla(one, "cuda", True, torch.bfloat16)
             found[str(length)] = rounds(rows, count, "cuda")
     return found
+
+
+def training(
+    name: str, count: int, device: str, batch: int = 8, length: int = 4096
+) -> dict[str, float]:
+    """Tokens per second of a preset's training step, products in bf16, and its share of the card's rate.
+
+    Six operations per parameter and token, and the memory's own; the embedding's table does none.
+    """
+    torch.manual_seed(0)
+    config = PRESETS[name]
+    model = Backbone(config).to(device)
+    x = torch.randn(batch, length, config.dim, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda")
+    n = 256 if device == "cpu" else 8192
+    big = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+
+    def work() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            y, _ = model(x)
+            loss = y.float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with matmul_precision("high"):
+        seconds = rounds({"step": work, "product": lambda: big @ big}, count, device)
+    memory = config.memory
+    heads = Shape(
+        batch=batch, time=length, heads=memory.num_heads, width=config.dim // memory.num_heads,
+        expansion=memory.expansion,
+    )  # fmt: skip
+    done = 6 * count_parameters(model) * batch * length + 3 * config.num_layers * heads.operations
+    rate = 2 * n**3 / seconds["product"]
+    return {
+        "tokens/s": batch * length / seconds["step"], "bf16 product FLOP/s": rate,
+        "share of it": done / seconds["step"] / rate,
+    }  # fmt: skip
 
 
 def floor(shape: Shape, count: int) -> dict[str, float]:
@@ -289,6 +351,7 @@ def rows_of(shape: Shape, device: str, backward: bool) -> dict[str, Work]:
             theirs(shape, True), shape, device, backward, lambda out: out[0]
         ),
         "fla gated delta rule": lambda: fla(shape, device, backward),
+        "fla TTT-Linear": lambda: ttt(shape, device, backward),
     }.items():
         try:
             rows[name] = build()
@@ -447,12 +510,16 @@ def main() -> None:
         **provenance(),
         "chunks": {},
     }  # fmt: skip
+    path = options.out / f"kernels-{options.device}.json"
     for chunk in options.chunks:
         results["chunks"][chunk] = measure(Shape(chunk=chunk), options.device, options.rounds)
-        (options.out / f"kernels-{options.device}.json").write_text(
-            json.dumps(results, indent=2) + "\n"
-        )
+        path.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
+    if options.device == "cuda":
+        for name in ("170m", "340m"):
+            results[f"training {name}"] = training(name, options.rounds, "cuda")
+            print(name, results[f"training {name}"], flush=True)
+        path.write_text(json.dumps(results, indent=2) + "\n")
     if options.picture:
         draw(results, options.picture)
 
