@@ -155,6 +155,8 @@ def named(node: Any, name: str = "") -> dict[str, Tensor]:
         return {name: node}
     if isinstance(node, Problem):
         children = {f.name: getattr(node, f.name) for f in fields(node)}
+    elif isinstance(node, dict):
+        children = {f"{name}.{key}": child for key, child in node.items()}
     elif isinstance(node, tuple):
         keys = getattr(node, "_fields", range(len(node)))
         children = {f"{name}.{key}": child for key, child in zip(keys, node, strict=True)}
@@ -216,8 +218,10 @@ def assert_same_result(
 
 
 def assert_same_bits(got: Any, wanted: Any) -> None:
-    wanted = named(wanted)
-    for name, x in named(got).items():
+    got, wanted = named(got), named(wanted)
+    assert got
+    assert got.keys() == wanted.keys()
+    for name, x in got.items():
         assert torch.equal(x, wanted[name]), name
 
 

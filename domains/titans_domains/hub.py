@@ -29,17 +29,29 @@ def hub_splits(source: str) -> list[str]:
     try:
         return list(datasets.get_dataset_split_names(name, config))
     except Exception as error:  # the hub client raises many unrelated kinds
-        raise _unreachable(name, error) from None
+        raise _unopened(name, error) from None
 
 
-def hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of one split."""
+def hub_rows(source: str, split: str, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows of one split, from row `skip` on."""
     name, config, _ = hub_parts(source)
     datasets = _datasets()
     try:
-        yield from datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = iter(rows.skip(skip) if skip else rows)
+        row = next(rows, None)
     except Exception as error:
-        raise _unreachable(name, error) from None
+        raise _unopened(name, error) from None
+    while row is not None:
+        yield row
+        skip += 1
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise ConnectionError(
+                f"The data set {name!r} could not be read on at row {skip}: {_first_line(error)}. "
+                "Check the network and try again; a run that has begun goes on with --resume."
+            ) from None
 
 
 def _datasets() -> Any:
@@ -57,9 +69,12 @@ def _datasets() -> Any:
     return datasets
 
 
-def _unreachable(name: str, error: Exception) -> ConnectionError:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _unopened(name: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"The data set {name!r} could not be read: {line}. Check the name and the network, or give a "
-        "file."
+        f"The data set {name!r} could not be opened: {_first_line(error)}. Check the name and the "
+        "network, or give a file."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

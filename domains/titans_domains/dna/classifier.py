@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils.validation import check_is_fitted
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "SequenceClassifier needs scikit-learn: pip install 'titans-toolkit[dna]'."
-    ) from None
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
 from titans_domains.dna.classify import ROWS, ClassifyTask, build, logits_of, train_until_worse
 from titans_domains.dna.encoder import ModelConfig

@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+
+from titans_domains.hub import HUB, hub_parts, hub_rows
 
 EMBEDDED = "embedded"
-HUB = "hf:"
 READERS = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 
 
@@ -118,31 +115,13 @@ def parquet_documents(path: Path) -> Iterator[bytes]:
 
 
 def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
-    """Streams a Hugging Face data set, from row `skip` on; a blank row is an empty document."""
-    name, config, split = hub_parts(source)
-    from huggingface_hub import constants
+    """Streams a Hugging Face data set, from row `skip` on; a blank row is an empty document.
 
-    try:
-        # Through a proxy the hub can be reached where its name means nothing here.
-        if not getproxies().keys() & {"http", "https", "all"}:
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        # Offline the hub client takes what it has kept; else it would retry for half a minute.
-        os.environ["HF_HUB_OFFLINE"] = constants.HF_HUB_OFFLINE = "1"  # type: ignore[assignment]
-    import datasets
-
+    Of a name without a split it is `train`.
+    """
+    name, _, split = hub_parts(source)
     number = skip
-    try:
-        rows = iter(datasets.load_dataset(name, config, split=split, streaming=True).skip(skip))
-        row = next(rows, None)
-    except Exception as error:  # the hub client raises many unrelated kinds
-        raise ConnectionError(
-            f"The data set {name!r} could not be opened: {_first_line(error)}. Check the name and "
-            "the network, or give a file with --data."
-        ) from None
-    if row is None and not skip:
-        raise ValueError(f"The data set {source!r} is empty: it has no row.")
-    while row is not None:
+    for row in hub_rows(source, split or "train", skip):
         text = row.get("text", 0)
         if not isinstance(text, str | None):
             raise ValueError(
@@ -150,24 +129,8 @@ def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:
             )
         yield text.encode() if text and text.strip() else b""
         number += 1
-        try:
-            row = next(rows, None)
-        except Exception as error:
-            raise ConnectionError(
-                f"The data set {name!r} could not be read on at row {number}: {_first_line(error)}. "
-                "Check the network and try again; a run goes on with --resume."
-            ) from None
-
-
-def hub_parts(source: str) -> tuple[str, str | None, str]:
-    """Name, configuration and split of hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT."""
-    name, *rest = source.removeprefix(HUB).split(":")
-    if not all([name, *rest]) or len(rest) > 2:
-        raise ValueError(
-            f"A data set must be hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT: got {source!r}."
-        )
-    *config, split = rest or ["train"]
-    return name, config[0] if config else None, split
+    if not number:
+        raise ValueError(f"The data set {source!r} is empty: it has no row.")
 
 
 def first_documents(source: str, count: int) -> list[bytes]:
@@ -179,10 +142,6 @@ def first_documents(source: str, count: int) -> list[bytes]:
         if size >= count:
             break
     return first_bytes(texts, count)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def fingerprint(texts: list[bytes]) -> str:

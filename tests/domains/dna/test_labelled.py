@@ -221,6 +221,6 @@ def test_names_of_the_hub_have_up_to_three_parts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub, "_datasets", lambda: Hub(fail=True))
     for ask in (lambda: hub.hub_splits("hf:a"), lambda: list(hub.hub_rows("hf:a", "x"))):
         with pytest.raises(
-            ConnectionError, match="^The data set 'a' could not be read: no such set"
+            ConnectionError, match="^The data set 'a' could not be opened: no such set"
         ):
             ask()

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_language import DOCUMENTS, write_documents
 
+from titans_domains.hub import hub_parts
 from titans_domains.language.corpus import (
     documents,
     fingerprint,
     first_bytes,
     first_documents,
     hub_documents,
-    hub_parts,
     split_documents,
 )
 
@@ -196,7 +196,7 @@ def test_a_data_set_that_cannot_be_opened_is_a_connection_error_of_one_line() ->
         list(documents("hf:some/set:test"))
     assert str(caught.value) == (
         "The data set 'some/set' could not be opened: no some/set with None and test. Check the name and the "
-        "network, or give a file with --data."
+        "network, or give a file."
     )
 
 
@@ -205,7 +205,7 @@ def test_a_configuration_stands_before_the_split(rows: list[dict[str, Any]]) -> 
     assert list(hub_documents("hf:some/set:en:train")) == [b"one"]
     with pytest.raises(ConnectionError, match="no some/set with de and train"):
         list(hub_documents("hf:some/set:de:train"))
-    assert hub_parts("hf:a/b") == ("a/b", None, "train")
+    assert hub_parts("hf:a/b") == ("a/b", None, None)
     assert hub_parts("hf:a/b:test") == ("a/b", None, "test")
     assert hub_parts("hf:a/b:c:test") == ("a/b", "c", "test")
 
