@@ -77,6 +77,12 @@ class BackboneConfig:
             raise ValueError(f"mixer must be one of {', '.join(MIXERS)}: got {self.mixer!r}.")
         if self.ffn_dim is not None and self.ffn_dim < 1:
             raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
+        if self.attention.window is not None and self.mixer not in ("lmm", "attention"):
+            raise ValueError(
+                f"attention.window must be None where mixer is {self.mixer}: got "
+                f"{self.attention.window}. It is hybrid.window in mag and mal, and mac sees its "
+                "segment."
+            )
         if "mac" in self.mixer:
             check_segment(self.memory, self.hybrid)
         if self.mixer in ("mag", "mal"):

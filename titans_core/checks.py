@@ -80,8 +80,8 @@ def check_call(x: Tensor, weight: Tensor, mask: Tensor | None, reset: Tensor | N
         raise ValueError(f"x must have shape [B, T, dim] = [B, T, {dim}]: got {list(x.shape)}.")
     if len(x) == 0:
         raise ValueError(
-            f"x must have at least one row: got shape [B, T, dim] = {list(x.shape)}. Leave the call "
-            "away where there is nothing to read."
+            f"x must have at least one row: got shape [B, T, dim] = {list(x.shape)}. Leave the call out "
+            "where there is nothing to read."
         )
     if x.device != weight.device:
         raise ValueError(

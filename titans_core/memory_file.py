@@ -31,8 +31,10 @@ def save_memory(
 ) -> None:
     """Writes the state's memory to `path`, whole or not at all, and over what stands there.
 
-    With `caches` a loaded state goes on bit for bit; without, convolutions and attention begin anew,
-    and the file does not grow with a window or a segment.
+    With `caches` a loaded state goes on bit for bit as this one would; without, convolutions and
+    attention begin anew, so that MAC no longer sees its open segment, and the file does not grow with
+    a window or a segment. The model must be the one that made the state: a state names the settings
+    of its mixers, and not their weights.
     """
     path = Path(path)
     _check_model(model)
@@ -53,12 +55,19 @@ def save_memory(
             f"state holds no memory to save, since the mixer is {model.config.mixer!r}: give "
             "caches=True to keep what it has cached."
         )
+    for name, x in tensors.items():
+        if not x.isfinite().all():
+            raise ValueError(
+                f"state.{name} must be finite to be kept: got NaN or infinity. Something that was "
+                "read or a weight was not finite; go on from an earlier state."
+            )
     tensors = {
         name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, x in tensors.items()
     }
     table = {
         "schema": SCHEMA,
+        "dtype": _dtype(model),
         "config": _config_hash(model),
         "weights": _weights_hash(model),
         "rows": rows,
@@ -82,6 +91,11 @@ def load_memory(path: str | os.PathLike[str], model: Backbone) -> Any:
         raise ValueError(
             f"{path} is the memory of a model with another configuration, or of one that another "
             f"version of titans made. {again}."
+        )
+    if table["dtype"] != _dtype(model):
+        raise ValueError(
+            f"{path} is the memory of a model in {table['dtype']}: this one is in {_dtype(model)}. "
+            "Convert the model, or read the text again."
         )
     if table["weights"] != _weights_hash(model):
         raise ValueError(
@@ -186,7 +200,14 @@ def _table(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
             f"{path} has schema version {schema!r}: this titans reads {SCHEMA}. Use the version of "
             "titans that wrote it."
         )
-    kinds = {"config": str, "weights": str, "rows": int, "caches": bool, "content": str}
+    kinds = {
+        "config": str,
+        "dtype": str,
+        "weights": str,
+        "rows": int,
+        "caches": bool,
+        "content": str,
+    }
     if any(type(table.get(key)) is not kind for key, kind in kinds.items()) or table["rows"] < 1:
         raise ValueError(f"{path} is no memory file of titans: its header is not complete.")
     return table
@@ -194,6 +215,10 @@ def _table(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 def _config_hash(model: Backbone) -> str:
     return fingerprint(model.config, settings_of(model.fresh_state(1)))
+
+
+def _dtype(model: Backbone) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -28,14 +28,23 @@ def train(
     ] = None,
     preset: Preset = None,
     mixer: Annotated[
-        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What mixes over time: lmm, mac, mag, mal, mac+mal or attention. [default: the "
+            "preset's, lmm]",
+        ),
     ] = None,
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
     out: Out = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out as it was set up, to its last step, bit for bit.",
+        ),
     ] = False,
     force: Force = False,
 ) -> None:
@@ -51,6 +60,10 @@ def train(
     from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
 
     folder = out or Path("runs") / (preset or "tiny")
+    for key, value in {"seed": seed, "data.source": data, "model.mixer": mixer}.items():
+        if value is not None and any(text.startswith(f"{key}=") for text in settings or []):
+            option = key.rpartition(".")[2].replace("source", "data")
+            raise ValueError(f"--{option} and --set {key} say the same: give one of them.")
     changes = [f"seed={seed}"] if seed is not None else []
     changes += [f"data.source={json.dumps(data)}"] if data is not None else []
     changes += [f"model.mixer={mixer}"] if mixer is not None else []
@@ -166,7 +179,7 @@ def generate_text(
     device: Device = "auto",
 ) -> None:
     """Generate text from a trained run, letter by letter."""
-    from titans_domains.language.generate import as_text, check_sampling, generate
+    from titans_domains.language.generate import as_text, check_sampling, generate, printable
     from titans_domains.language.reading import describe_memory, load_reading
     from titans_domains.language.task import load_run
     from titans_domains.runs import choose_device
@@ -188,6 +201,8 @@ def generate_text(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
     )  # fmt: skip
     texts = as_text(pieces)
+    if sys.stdout.isatty():
+        texts = map(printable, texts)
     # What cannot be read or drawn from is refused before anything is written.
     first = next(texts)
     for text in chain([prompt, first], texts):

@@ -16,7 +16,8 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace one value of the preset, dotted for a nested one. Repeatable.",
+        help="Replace one value of the preset, dotted for a nested one, as in train.steps=200: any key "
+        "of a run's config.json. Repeatable.",
     ),
 ]
 MOST = 2**63 - 1

@@ -116,7 +116,7 @@ def resume_run(
     if asked is not None and (odd := difference(domain.absolute(asked), domain.absolute(config))):
         raise ValueError(
             f"A run goes on with its own configuration, and this one differs in {odd} in {out}. "
-            "Leave the setting away, or train into another --out."
+            "Leave the setting out, or train into another --out."
         )
     task = domain.task(config, device, folder=out)
     if task.data_sha256 != table["data_sha256"]:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def test_generation_prints_the_prompt_and_what_follows(here: Path, titans: Titan
     assert titans("language", "generate", "run", "größer ", *settings).out == done.out
     assert titans("language", "generate", "run", "größer ", *settings[:-1], "4").out != done.out
     assert titans("language", "generate", "run", "--max-tokens", "5").out.endswith("\n")
+
+
+def test_a_terminal_is_not_told_what_a_model_makes_up(
+    here: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("titans_domains.language.generate.as_text", lambda _: iter(["a\x1b", "_b"]))
+    assert titans("language", "generate", "run", "The ").out == "The a\x1b_b\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert titans("language", "generate", "run", "The ").out == "The a\\x1b_b\n"
 
 
 def test_a_run_goes_on_by_its_name_alone(here: Path, titans: Titans) -> None:

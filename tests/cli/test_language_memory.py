@@ -49,7 +49,7 @@ def test_a_document_is_read_into_a_memory_file(work: Path, titans: Titans) -> No
     assert done.err.splitlines() == [
         f"reading {tokens}/{tokens} ",
         f"doc.txt: {reading.bits_per_byte:.3f} bits/byte",
-        f"doc.memory: {size:,} bytes, position {tokens} (tokens read)",
+        f"doc.memory: {size:,} bytes, position {tokens} (tokens read, with start tokens)",
     ]
     loaded = load_memory(work / "doc.memory", model.backbone)
     expected = model.backbone.restart_caches(reading.state)
@@ -63,7 +63,10 @@ def test_generation_goes_on_from_a_memory(work: Path, titans: Titans) -> None:
     size = (work / "doc.memory").stat().st_size
     assert done.code == 0
     position = len(DOCUMENT) + 1
-    assert done.err == f"doc.memory: {size:,} bytes, position {position} (tokens read)\n"
+    assert (
+        done.err
+        == f"doc.memory: {size:,} bytes, position {position} (tokens read, with start tokens)\n"
+    )
     model, tokenizer, _ = load_run(work / "run", CPU)
     _, state = read(model, tokenizer, DOCUMENT.encode())
     kept = load_memory(work / "doc.memory", model.backbone)
@@ -79,7 +82,10 @@ def test_reading_goes_on_from_a_memory(work: Path, titans: Titans) -> None:
     assert first.code == 0
     more = ("language", "read", "run", "second.txt", "--caches", "--from", "a", "--memory")
     assert titans(*more, "b").code == 0
-    assert "position 109 (tokens read)" in titans(*GENERATE, "--memory", "b").err
+    assert (
+        "position 109 (tokens read, with start tokens)"
+        in titans(*GENERATE, "--memory", "b").err
+    )
     assert titans(*READ, "whole", "--caches").code == 0
     assert titans(*GENERATE, "--memory", "b").out == titans(*GENERATE, "--memory", "whole").out
     # A memory may take its own place.
@@ -97,7 +103,7 @@ def test_every_mixer_with_a_memory_keeps_it(work: Path, titans: Titans, mixer: s
     )
     assert done.code == 0
     assert done.out.startswith("and")
-    assert f"position {len(DOCUMENT) + 1} (tokens read)" in done.err
+    assert f"position {len(DOCUMENT) + 1} (tokens read, with start tokens)" in done.err
 
 
 def prepare(work: Path, titans: Titans) -> None:
@@ -216,4 +222,4 @@ def test_a_full_disk_leaves_the_memory_before(
 
 def test_the_help_names_every_mixer(titans: Titans, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert "lmm, mac, mag, mal, mac+mal or attention." in titans("language", "train", "--help").out
+    assert "lmm, mac, mag, mal, mac+mal or attention. " in titans("language", "train", "--help").out

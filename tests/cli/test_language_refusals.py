@@ -40,6 +40,14 @@ TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
         "mixer must be one of lmm, mac, mag, mal, mac+mal, attention: got 'rnn'",
     ),
     "device": (("--device", "tpu", *NEW), "--device must be auto, cpu, cuda or cuda:N: got 'tpu'"),
+    "mixer twice": (
+        ("--mixer", "mag", "--set", "model.mixer=mac", *NEW),
+        "--mixer and --set model.mixer say the same: give one of them",
+    ),
+    "window of a mixer that has another": (
+        ("--mixer", "mag", "--set", "model.attention.window=32", *NEW),
+        "attention.window must be None where mixer is mag: got 32",
+    ),
     "key": (("--set", "train.step=3", *NEW), "(did you mean 'steps'?)"),
     "no value": (("--set", "train.steps", *NEW), "--set must be key=value: got 'train.steps'"),
     "kind of value": (("--set", "train.lr=fast", *NEW), "train.lr must be float: got 'fast'"),

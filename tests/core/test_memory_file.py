@@ -162,7 +162,10 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "chunk": (lambda: backbone(Setting(mixer="lmm", memory={"chunk_size": 8})), "another config"),
     "more layers": (lambda: backbone(layers=3), "another configuration"),
     "other mixer": (lambda: backbone(SETTINGS["mac"]), "another configuration"),
-    "precision": (lambda: backbone().float(), "another model, or of this one at another point"),
+    "precision": (
+        lambda: backbone().float(),
+        "a model in float64: this one is in float32. Convert",
+    ),
     "one weight": (lambda: nudged(backbone()), "another model, or of this one at another point"),
     "other mixers in it": (lambda: backbone(mixer=of_other_chunks), "another configuration"),
 }
@@ -234,6 +237,16 @@ def test_only_states_of_the_model_are_saved(tmp_path: Path) -> None:
     attention = backbone(SETTINGS["attention in a window"])
     with pytest.raises(ValueError, match="holds no memory to save, since the mixer is 'attention'"):
         save_memory(path, read_on(attention), attention)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path: Path) -> None:
+    model, path = backbone(), tmp_path / "a"
+    x = inputs(2, 20, 0)
+    x[1, 5] = torch.nan
+    for caches in (False, True):
+        with pytest.raises(ValueError, match=r"state.0.* must be finite to be kept: got NaN"):
+            save_memory(path, model(x)[1], model, caches=caches)
     assert not list(tmp_path.iterdir())
 
 
@@ -335,6 +348,7 @@ def forge(path: Path, model: Backbone, state: Any, **changes: Any) -> None:
     table = {
         "schema": SCHEMA,
         "config": module._config_hash(model),
+        "dtype": module._dtype(model),
         "weights": module._weights_hash(model),
         "rows": 2,
         "caches": True,

@@ -1,6 +1,7 @@
 """Text from a language model, token by token, at constant memory for mixers with a bounded state."""
 
 import codecs
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -87,3 +88,13 @@ def as_text(pieces: Iterable[bytes]) -> Iterator[str]:
     for piece in pieces:
         yield decoder.decode(piece)
     yield decoder.decode(b"", final=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown, which would make a terminal do things."""
+    return "".join(
+        x.encode("unicode_escape").decode()
+        if unicodedata.category(x) == "Cc" and x not in "\n\t"
+        else x
+        for x in text
+    )

@@ -92,7 +92,7 @@ def load_reading(path: Path, model: LanguageModel) -> Any:
 
 def describe_memory(path: Path, state: Any) -> str:
     size, position = path.stat().st_size, int(positions(state)[0])
-    return f"{path}: {size:,} bytes, position {position:,} (tokens read)"
+    return f"{path}: {size:,} bytes, position {position:,} (tokens read, with start tokens)"
 
 
 def positions(state: Any) -> torch.Tensor:

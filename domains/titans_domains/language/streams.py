@@ -105,7 +105,7 @@ class Streams:
         if length % grid:
             raise ValueError(
                 f"data.seq_len must be a multiple of {grid}, the tokens between which a document may "
-                f"begin (the memory's chunk): got {length}."
+                f"begin (memory.chunk_size, or hybrid.segment_len of mac): got {length}."
             )
         self.source, self.rows, self.length, self.grid = source, rows, length, grid
 

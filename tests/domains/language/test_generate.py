@@ -10,7 +10,14 @@ from tiny_language import VOCAB, tiny_model
 
 from titans_core import MIXERS, state_bytes
 from titans_domains.language import generate as module
-from titans_domains.language.generate import as_text, check_sampling, generate, pick, read
+from titans_domains.language.generate import (
+    as_text,
+    check_sampling,
+    generate,
+    pick,
+    printable,
+    read,
+)
 from titans_domains.language.model import LanguageModel
 from titans_domains.language.tokenizers import ByteTokenizer
 
@@ -204,3 +211,8 @@ def test_extreme_temperatures_still_pick(temperature: float) -> None:
     assert token.shape == (1, 1)
     if temperature < 1:
         assert token.item() == logits.argmax()
+
+
+def test_a_terminal_is_shown_control_characters_and_does_not_do_them() -> None:
+    text = "It\x1b_R6\x08\x9b2J\x13\n\tgrößer 記憶"
+    assert printable(text) == "It\\x1b_R6\\x08\\x9b2J\\x13\n\tgrößer 記憶"

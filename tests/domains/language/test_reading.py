@@ -86,7 +86,7 @@ def test_a_reading_is_kept_and_described(tmp_path: Path) -> None:
     assert_same_bits(loaded, model.backbone.restart_caches(state))
     size, tokens = f"{path.stat().st_size:,}", f"{9 * len(TEXT) + 1:,}"
     assert describe_memory(path, loaded) == (
-        f"{path}: {size} bytes, position {tokens} (tokens read)"
+        f"{path}: {size} bytes, position {tokens} (tokens read, with start tokens)"
     )
     save_memory(path, join([state, state]), model.backbone)
     with pytest.raises(ValueError, match="holds 2 memories: split it"):
