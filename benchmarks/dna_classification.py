@@ -1,12 +1,21 @@
-"""Classifiers of short DNA on four real sets, beside k-mer logistic regression and a small CNN.
+r"""Classifiers of short DNA on four real sets, beside k-mer logistic regression and a small CNN.
 
 UCI splice junctions in stratified ten-fold cross-validation (seed 0), GUE's prom_core_tata, mouse_0 and
 tf_4 in their official splits. Every choice is made on validation sequences: in UCI's folds a tenth of
 those trained on, else GUE's, without those that are trained on too. Promoters and splice sites have a
-strand, so they are read as given. Sites of transcription factors have none, and no fixed place: both
-strands are averaged, and the linear model of bases by position is left out.
+strand, so they are read as given. Sites of transcription factors have none, and no fixed place: Titans and
+the CNN read both strands, the linear model of bases by position is left out, and validation decides
+whether the k-mers are those of both strands, and whether the CNN's head sees places or their maximum.
 
     python benchmarks/dna_classification.py --data shared/data/dna --out benchmarks/results
+
+For those who have GenomicBenchmarks, its five sets of the Titans paper by Caduceus' protocol: its own test
+set, a tenth of the training set for validation and early stopping, another one for each of five seeds.
+Each is a folder genomic_benchmarks/NAME under --data with train and test, classes as folders of .txt
+files or as tables of places in --genome.
+
+    python benchmarks/dna_classification.py --data DIR --sets human_nontata_promoters --seeds 5 \
+        --genome hg38.fa --out benchmarks/results
 
 Finished cells are kept in the JSON file, so the command goes on where it was stopped.
 """
@@ -25,20 +34,31 @@ from provenance import provenance
 from titans_core import count_parameters
 from titans_domains.config import override
 from titans_domains.dna import ModelConfig, SequenceClassifier
-from titans_domains.dna.baselines import KmerRegression, cnn_proba, train_cnn
+from titans_domains.dna.baselines import HEADS, KmerRegression, cnn_proba, train_cnn
+from titans_domains.dna.genome import Genome
 from titans_domains.dna.labelled import Labelled, labelled, labelled_splits
-from titans_domains.dna.labels import held_out
+from titans_domains.dna.labels import held_out, known_labels, read_labels
 from titans_domains.dna.metrics import intervals, scores
 from titans_domains.dna.splits import canonical, duplicates, overlaps
 
+GENOMIC = "genomic_benchmarks/"
+MEMBERS = {"uci_splice": 5}
+"""Networks whose mean is predicted, where few sequences make one of them unsure. Each has a tenth of
+the training part for its own validation, so that nearly all sequences are trained on."""
 SITES = ["strands=average", "head.linear=false"]
 SETS: dict[str, tuple[str, list[list[str]], int]] = {
-    "uci_splice": ("uci/splice.data", [["head.kmers=0"], ["head.kmers=6"]], 14),
+    "uci_splice": ("uci/splice.data", [["head.kmers=0"]], 14),
     "prom_core_tata": ("gue/prom_prom_core_tata", [[]], 12),
     "mouse_0": ("gue/mouse_0", [SITES], 12),
     "tf_4": ("gue/tf_4", [SITES], 10),
+    "human_enhancers_cohn": (f"{GENOMIC}human_enhancers_cohn", [SITES], 10),
+    "human_enhancers_ensembl": (f"{GENOMIC}human_enhancers_ensembl", [SITES], 10),
+    "human_ensembl_regulatory": (f"{GENOMIC}human_ensembl_regulatory", [SITES], 10),
+    "human_nontata_promoters": (f"{GENOMIC}human_nontata_promoters", [[]], 10),
+    "human_ocr_ensembl": (f"{GENOMIC}human_ocr_ensembl", [SITES], 10),
 }
 """Where each set lies, settings of the models of which validation takes one, and the most epochs."""
+FIRST = ["uci_splice", "prom_core_tata", "mouse_0", "tf_4"]
 FOLDS = 10
 SYSTEMS = ("titans", "k-mers", "cnn")
 Figures = dict[str, Any]
@@ -47,17 +67,25 @@ Figures = dict[str, Any]
 def titans(
     train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
 ) -> tuple[np.ndarray, Figures]:
-    """The candidate with the lowest loss on the validation sequences."""
+    """The candidate with the lowest loss on the validation sequences, or the mean of several networks."""
     _, candidates, epochs = SETS[options.set]
+    if members := MEMBERS.get(options.set):
+        model = override(ModelConfig(), [*candidates[0], *options.model])
+        classifier = SequenceClassifier(
+            model, epochs=epochs, seed=members * seed, members=members, device=options.device
+        )
+        classifier.fit(
+            [*train.sequences, *valid.sequences], np.concatenate([train.labels, valid.labels])
+        )
+        parameters = members * count_parameters(classifier.networks_[0])
+        about = {"parameters": parameters, "mixer": model.backbone.mixer, "members": members}
+        return classifier.predict_proba(test.sequences), about
     lowest, best, about = np.inf, None, {}
     for settings in candidates:
         model = override(ModelConfig(), [*settings, *options.model])
         classifier = SequenceClassifier(model, epochs=epochs, seed=seed, device=options.device)
         classifier.fit(train.sequences, train.labels, validation=(valid.sequences, valid.labels))
-        chance = classifier.predict_proba(valid.sequences)[
-            np.arange(len(valid.labels)), valid.labels
-        ]
-        loss = float(-np.log(chance).mean())
+        loss = cross_entropy(valid.labels, classifier.predict_proba(valid.sequences))
         if loss < lowest:
             lowest, best = loss, classifier
             parameters = count_parameters(classifier.networks_[0])
@@ -69,15 +97,44 @@ def titans(
 def kmers(
     train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
 ) -> tuple[np.ndarray, Figures]:
-    model = KmerRegression().fit(train.sequences, train.labels, (valid.sequences, valid.labels))
-    return model.predict_proba(test.sequences), {"kind": model.kind, "C": model.strength}
+    """Of one strand or both, as has the lower loss on the validation sequences, where none has a strand."""
+    models = [
+        KmerRegression(both_strands=both).fit(
+            train.sequences, train.labels, (valid.sequences, valid.labels)
+        )
+        for both in ([False, True] if strandless(options.set) else [False])
+    ]
+    losses = [cross_entropy(valid.labels, m.predict_proba(valid.sequences)) for m in models]
+    best = models[int(np.argmin(losses))]
+    about = {"kind": best.kind, "C": best.strength, "both_strands": best.both_strands}
+    return best.predict_proba(test.sequences), about
 
 
 def cnn(
     train: Labelled, valid: Labelled, test: Labelled, options: argparse.Namespace, seed: int
 ) -> tuple[np.ndarray, Figures]:
-    model = train_cnn(train.sequences, train.labels, (valid.sequences, valid.labels), seed=seed)
-    return cnn_proba(model, test.sequences), {"parameters": count_parameters(model)}
+    """With the head that has the lower loss on the validation sequences, where none has a strand."""
+    both = strandless(options.set)
+    models = [
+        train_cnn(
+            train.sequences, train.labels, (valid.sequences, valid.labels), seed=seed, head=head,
+            # Half of each strand is seen in an epoch.
+            both_strands=both, epochs=24 if both else 12,
+        )
+        for head in (HEADS if both else HEADS[:1])
+    ]  # fmt: skip
+    losses = [cross_entropy(valid.labels, cnn_proba(m, valid.sequences)) for m in models]
+    best = models[int(np.argmin(losses))]
+    about = {"parameters": count_parameters(best), "chosen": best.head}
+    return cnn_proba(best, test.sequences), about
+
+
+def cross_entropy(labels: np.ndarray, proba: np.ndarray) -> float:
+    return float(-np.log(proba[np.arange(len(labels)), labels]).mean())
+
+
+def strandless(name: str) -> bool:
+    return SITES in SETS[name][1]
 
 
 RUN: dict[str, Callable[..., tuple[np.ndarray, Figures]]] = {
@@ -85,9 +142,14 @@ RUN: dict[str, Callable[..., tuple[np.ndarray, Figures]]] = {
 }  # fmt: skip
 
 
-def parts(name: str, data: Path) -> list[tuple[Labelled, Labelled, Labelled]]:
+Triple = tuple[Labelled, Labelled, Labelled]
+
+
+def parts(name: str, options: argparse.Namespace, seed: int = 0) -> list[Triple]:
     """Train, valid and test of a set; of UCI splice one such triple for each fold."""
-    path = data / SETS[name][0]
+    path = options.data / SETS[name][0]
+    if SETS[name][0].startswith(GENOMIC):
+        return [genomic(path, options.genome, seed)]
     if name != "uci_splice":
         splits = labelled_splits(path)
         known = set(map(canonical, splits["train"].sequences))
@@ -109,7 +171,18 @@ def parts(name: str, data: Path) -> list[tuple[Labelled, Labelled, Labelled]]:
     return found
 
 
-def describe(triples: list[tuple[Labelled, Labelled, Labelled]]) -> Figures:
+def genomic(path: Path, genome: Path | None, seed: int) -> Triple:
+    """The sets of GenomicBenchmarks as they are, and a tenth of the training set for validation."""
+    splits = labelled_splits(path, genome=None if genome is None else Genome(genome))
+    train, test = splits["train"], splits["test"]
+    numbers, classes, _ = read_labels(train.labels, len(train.sequences))
+    chosen = held_out(train.sequences, numbers, None, 0.1, seed)
+    train = train._replace(labels=numbers)
+    test = test._replace(labels=known_labels(test.labels, classes, False))
+    return train.take(np.flatnonzero(~chosen)), train.take(np.flatnonzero(chosen)), test
+
+
+def describe(triples: list[Triple]) -> Figures:
     train, valid, test = triples[0]
     named = {"train": train.sequences, "valid": valid.sequences, "test": test.sequences}
     return {
@@ -134,7 +207,7 @@ def run_cell(
     save: Callable[[], None],
 ) -> Figures:  # fmt: skip
     """The figures of one cell; `kept` holds the parts that are done."""
-    triples = parts(name, options.data)
+    triples = parts(name, options, seed)
     options.set = name
     for train, valid, test in triples[len(kept) :]:
         began = time.process_time()
@@ -178,7 +251,8 @@ def table(results: Figures) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="Folder with uci/ and gue/.")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--genome", type=Path, help="FASTA of GenomicBenchmarks' places: hg38.")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=FIRST)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", nargs="*", default=[], metavar="KEY=VALUE")
@@ -202,7 +276,7 @@ def main() -> None:
 
     for name in options.sets:
         if name not in results["sets"]:
-            results["sets"][name] = describe(parts(name, options.data))
+            results["sets"][name] = describe(parts(name, options))
     for name, system, seed in cells(options):
         key = f"{name} {system} {seed}"
         if key not in results["cells"]:

@@ -9,13 +9,16 @@ one: a forward reader can know them. Copies 2 and 3 lie on the other strand.
 
     python benchmarks/dna_genome.py --data shared/data/dna --out benchmarks/results
 
+With --seeds N both are trained from N seeds, and a figure is their mean, with the lowest and the highest.
 Models and finished readings are kept in --out, so the command goes on where it was stopped.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +41,7 @@ HELD_OUT = 0.1
 AROUND = 1000
 """Bases on either side of an operon that are left out of training with it."""
 PIECE = 4096
+SEED = ", seed "
 TOKENIZER = NucleotideTokenizer()
 Results = dict[str, Any]
 
@@ -180,21 +184,38 @@ def by_copy(bits: np.ndarray, operons: list[Operon]) -> list[Results]:
 
 def table(results: Results) -> str:
     lines = ["| held-out last tenth, bits per base | all | without the operon |", "|---|---|---|"]
-    for name, row in results["held out"].items():
-        lines.append(f"| {name} | {row['all']:.4f} | {row['without operon']:.4f} |")
-    names = list(results["needle"])
+    for name, rows in by_name(results["held out"]).items():
+        cells = [mean([r[key] for r in rows], 4) for key in ("all", "without operon")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    needle = by_name(results["needle"])
+    names = list(needle)
     lines += [
         "",
         f"| copy | strand | gene | {' | '.join(names)} |",
         "|---" * (3 + len(names)) + "|",
     ]
-    for number, first in enumerate(results["needle"][names[0]]):
+    for number, first in enumerate(needle[names[0]][0] if names else []):
         for gene in ("16S", "23S"):
-            figures = [results["needle"][name][number] for name in names]
-            cells = [f"{f[gene]:.3f}" for f in figures]
+            cells = [mean([row[number][gene] for row in rows], 3) for rows in needle.values()]
             strand = "+" if first["strand"] > 0 else "-"
             lines.append(f"| {first['copy']} | {strand} | {gene} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_name(rows: dict[str, Any]) -> dict[str, list[Any]]:
+    """The rows of all seeds by the name that they share."""
+    found: dict[str, list[Any]] = {}
+    for name, row in rows.items():
+        found.setdefault(name.partition(SEED)[0], []).append(row)
+    return found
+
+
+def mean(values: list[float], digits: int) -> str:
+    """The mean, with the lowest and the highest where there are several."""
+    text = f"{np.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return text
+    return f"{text} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 CONFIG = override(
@@ -209,6 +230,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--parts", nargs="+", choices=("floors", "held-out", "needle"),
                         default=["floors", "held-out", "needle"])  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -244,10 +266,13 @@ def main() -> None:
         ("held-out", "all", [ids[:cut]], ("carried", "frozen")),
         ("needle", "masked", kept(ids, operons, cut), MODES),
     ]
-    for part, name, parts, modes in jobs:
+    for seed, (part, name, parts, modes) in itertools.product(range(options.seeds), jobs):
         if part not in options.parts:
             continue
-        model = trained(name, config, parts, options.out, results, save)
+        # Figures of the first seed have the names that they had before there were several.
+        name, which = (f"{name}-{seed}", f"{SEED}{config.seed + seed}") if seed else (name, "")
+        seeded = replace(config, seed=config.seed + seed)
+        model = trained(name, seeded, parts, options.out, results, save)
         for mode in modes:
             key = f"{name}, {mode}"
             if key in results["reading"]:
@@ -255,10 +280,10 @@ def main() -> None:
             bits, about = read(model, sequence, mode, window)
             label = f"{config.model.backbone.mixer}, {mode}"
             if part == "held-out":
-                results["held out"][label] = held_out(bits, cut, operons)
+                results["held out"][label + which] = held_out(bits, cut, operons)
             else:
-                results["needle"][label] = by_copy(bits, operons)
-                results["held out"][f"{label}, operons never trained on"] = held_out(
+                results["needle"][label + which] = by_copy(bits, operons)
+                results["held out"][f"{label}, operons never trained on{which}"] = held_out(
                     bits, cut, operons
                 )
             results["reading"][key] = about | provenance()

@@ -46,12 +46,7 @@ def tiny_model(
 
 def network(config: ModelConfig, outputs: int = 2) -> SequenceNetwork:
     """A network in float64 whose every part has some effect."""
-    model = SequenceNetwork(
-        config,
-        vocab_size=TOKENIZER.vocab_size,
-        outputs=outputs,
-        complement=TOKENIZER.complement,
-    )
+    model = SequenceNetwork(config, TOKENIZER, outputs)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -29,6 +29,14 @@ Kind = Annotated[
 ]
 
 
+Genome = Annotated[
+    Path | None,
+    typer.Option(
+        "--genome", metavar="FASTA", help="Genome of data that are places in it, plain or bgzip."
+    ),
+]
+
+
 @app.command(epilog="Example: titans dna pretrain --data genome.fa.gz --out runs/genome")
 def pretrain(
     data: Annotated[
@@ -52,7 +60,8 @@ def pretrain(
     """Train a model of bases on a genome, without labels."""
     if kind not in ("causal", "masked"):
         raise ValueError(f"--kind must be causal or masked: got {kind!r}.")
-    _train(kind, data, mixer, settings, seed, device, out, resume=resume, force=force)
+    changes = _changes(seed, {"data.source": data, "model.backbone.mixer": mixer})
+    _train(kind, changes + (settings or []), device, out, resume=resume, force=force)
 
 
 @app.command(epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata")
@@ -63,6 +72,24 @@ def train(
             metavar="SOURCE",
             help="CSV or TSV with the columns sequence and label, UCI .data, folder of train, dev and "
             "test, folder of classes, or a Hugging Face data set hf:NAME. [default: made promoters]",
+        ),
+    ] = None,
+    genome: Genome = None,
+    chromosomes: Annotated[
+        str | None,
+        typer.Option(
+            "--valid-chromosomes",
+            metavar="NAMES",
+            help="Chromosomes (or other groups) to validate on, with commas between. [default: a tenth "
+            "of the sequences]",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(
+            "--pretrained",
+            metavar="RUN",
+            help="Run of titans dna pretrain whose encoder and tokens are trained on.",
         ),
     ] = None,
     mixer: Annotated[
@@ -76,18 +103,28 @@ def train(
     force: Force = False,
 ) -> None:
     """Train a classifier on labelled sequences; validation decides which weights are kept."""
-    _train("tiny", data, mixer, settings, seed, device, out, resume=resume, force=force)
+    held_out = None if chromosomes is None else [c.strip() for c in chromosomes.split(",")]
+    asked = {
+        "data.source": data, "data.genome": genome, "data.valid_chromosomes": held_out,
+        "pretrained": pretrained, "model.backbone.mixer": mixer,
+    }  # fmt: skip
+    changes = _changes(seed, asked) + (settings or [])
+    _train("tiny", changes, device, out, pretrained=pretrained, resume=resume, force=force)
+
+
+def _changes(seed: int | None, asked: dict[str, Any]) -> list[str]:
+    """What the options ask for, as settings."""
+    given = {"seed": seed} | asked
+    return [f"{key}={json.dumps(v, default=str)}" for key, v in given.items() if v is not None]
 
 
 def _train(
     preset: str,
-    data: str | None,
-    mixer: str | None,
-    settings: list[str] | None,
-    seed: int | None,
+    changes: list[str],
     device: str,
     out: Path | None,
     *,
+    pretrained: Path | None = None,
     resume: bool,
     force: bool,
 ) -> None:
@@ -97,15 +134,15 @@ def _train(
     from titans_domains.config import override
     from titans_domains.dna import DOMAIN
     from titans_domains.dna.report import remarks
+    from titans_domains.dna.task import begun_from
     from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
 
     folder = out or Path("runs") / f"dna-{DOMAIN.presets[preset].kind}"
-    changes = [f"seed={seed}"] if seed is not None else []
-    changes += [f"data.source={json.dumps(data)}"] if data is not None else []
-    changes += [f"model.backbone.mixer={mixer}"] if mixer is not None else []
     # What is not asked for is the run's own.
     base = load_run_table(folder, DOMAIN)[0] if resume else DOMAIN.presets[preset]
-    config = override(base, changes + (settings or []))
+    if pretrained is not None and not resume:
+        base = begun_from(base, pretrained)
+    config = override(base, changes)
     where = choose_device(device)
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)
@@ -132,6 +169,7 @@ def evaluate(
             "what it held out]",
         ),
     ] = None,
+    genome: Genome = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -141,42 +179,55 @@ def evaluate(
 
     config, _ = load_run_table(run, DOMAIN)
     where = choose_device(device)
-    show = _show_classifier if config.kind == "train" else _show_genome
-    show(run, config, data, where, as_json)
+    if config.kind == "train":
+        _show_classifier(run, config, data, genome, where, as_json)
+    elif genome is not None:
+        raise ValueError("--genome is for classifiers: give the genome itself with --data.")
+    else:
+        _show_genome(run, config, data, where, as_json)
 
 
-def _show_classifier(run: Path, config: Any, data: str | None, device: Any, as_json: bool) -> None:
+def _show_classifier(
+    run: Path, config: Any, data: str | None, genome: Path | None, device: Any, as_json: bool
+) -> None:
     from titans_cli.progress import Bar
     from titans_domains.dna import report
+    from titans_domains.dna.output import to_json
     from titans_domains.dna.task import load_classifier
 
     model = load_classifier(run, device)
-    split, rows = report.rows_for(run, config, data)
+    split, rows = report.rows_for(run, config, data, genome)
     with Bar("classifying", len(rows.sequences)) as bar:
         table = report.classifier_report(model, rows, bar.advance)
     if as_json:
-        typer.echo(json.dumps({"split": split} | table))
-        return
-    typer.echo(f"{split}: {table['sequences']:,} sequences")
-    for name, figure in table["figures"].items():
-        low, high = figure["low"], figure["high"]
-        typer.echo(f"{name:9} {figure['value']:.4f}  (95 %: {low:.4f} to {high:.4f})")
+        typer.echo(to_json({"split": split} | table))
+    else:
+        typer.echo(f"{split}: {table['sequences']:,} sequences")
+        for name, figure in table["figures"].items():
+            low, high = figure["low"], figure["high"]
+            typer.echo(f"{name:9} {figure['value']:.4f}  (95 %: {low:.4f} to {high:.4f})")
     if data is None:
-        for line in report.remarks(config):
-            typer.echo(line, err=True)
+        remarks = report.remarks(config)
+    else:
+        remarks = report.overlap_remarks(run, config, data, split, rows)
+        dna_use.say_ambiguous(rows.ambiguous)
+    for line in remarks:
+        typer.echo(line, err=True)
 
 
 def _show_genome(run: Path, config: Any, data: str | None, device: Any, as_json: bool) -> None:
     from titans_cli.progress import Bar
     from titans_domains.dna import report
+    from titans_domains.dna.output import to_json
     from titans_domains.dna.task import load_model
 
     model = load_model(run, device)
     parts = report.held_out_contigs(run, config, data)
     with Bar("reading", report.cost(config, parts)) as bar:
         table = report.genome_report(model, config, parts, bar.advance)
+    dna_use.say_ambiguous(parts.ambiguous)
     if as_json:
-        typer.echo(json.dumps(table))
+        typer.echo(to_json(table))
         return
     figures = table["bits_per_base"] | table["floors"]
     width = max(map(len, figures))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from titans_cli.dna_use import OutFile, Replace, Run, Sequences, load
+from titans_cli.dna_use import Ambiguous, OutFile, Replace, Run, Sequences, load, say_ambiguous
 from titans_cli.options import Device, Json
 
 Class = Annotated[
@@ -53,29 +53,29 @@ def score_variants(
         raise ValueError("The VCF is read twice, so it must be a file: got standard input.")
     model = load(run, device)
     scorer = scoring.scorer_of(model, label, log_odds=log_odds)
-    size = window or scoring.length_of(model)
+    size = scoring.window_of(model, scorer, window)
     where = Genome(genome)
-    skipped = variants.Skipped()
+    skipped, ambiguous = variants.Skipped(), Ambiguous()
     # A file that does not fit its genome is refused before the first line is written.
     total = sum(
         bool(variants.windows(where, variant, size, str(vcf)))
-        for variant in variants.read_vcf(vcf, where, skipped)
+        for variant in variants.read_vcf(vcf, where, skipped, size - size // 2)
     )
-    read = variants.read_vcf(vcf, where, variants.Skipped())
-    pairs = (variants.windows(where, variant, size, str(vcf)) for variant in read)
-    with Bar("scoring", total) as bar, rows(out, sys.stdout, "rows", as_json=as_json) as table:
+    read = variants.read_vcf(vcf, where, variants.Skipped(), size - size // 2)
+    pairs = ambiguous.watch(
+        variants.windows(where, variant, size, str(vcf), even=scorer.even) for variant in read
+    )
+    header = "\t".join(variants.columns(scorer.names))
+    opened = rows(out, sys.stdout, "rows", as_json=as_json, header=header)
+    with Bar("scoring", total) as bar, opened as table:
         for batch in calls.batches(pairs, lambda pair: 2 * size):
             for effect in variants.effects(scorer.score, batch):
                 table.row(variants.cells_of(effect, scorer.names))
             table.flush()
             bar.advance(len(batch))
-    if skipped.count:
-        what = (
-            "allele was left out: it is"
-            if skipped.count == 1
-            else "alleles were left out: they are"
-        )
-        typer.echo(f"{skipped.count} {what} no sequence (<DEL>, *, ...).", err=True)
+    say_ambiguous(ambiguous.count)
+    for line in skipped.remarks(size):
+        typer.echo(line, err=True)
     if out is not None:
         typer.echo(out)
 
@@ -111,7 +111,8 @@ def saturate(
             check_target(path, force, option)
     if picture is not None:
         check_plots("--picture")
-    name, sequence = saturation.pick_record(file, record)
+    picked = saturation.pick_record(file, record)
+    name, sequence = picked.name, picked.sequence
     model = load(run, device)
     if len(sequence) < scoring.shortest_of(model):
         raise ValueError(
@@ -134,6 +135,7 @@ def saturate(
     with rows(out, sys.stdout, "rows", as_json=as_json) as table:
         for cells in saturation.cells_of(found, name, scorer.names[0]):
             table.row(cells)
+    say_ambiguous(picked.ambiguous)
     for path in (picture, out):
         if path is not None:
             typer.echo(path, err=out is None)

@@ -1,9 +1,9 @@
 """What `titans dna` does with a trained run and sequences: classify, embed, read."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -65,24 +65,24 @@ def classify(
     names = calls.class_names(model)
     if only is not None and only not in names:
         raise ValueError(f"--only must be one of {', '.join(names)}: got {only!r}.")
-    ambiguous, reached, bar = 0, Reached(), bar_over(file)
+    ambiguous, reached, bar = Ambiguous(), Reached(), bar_over(file)
     if bed is not None:
         items, bar = _intervals(file, bed, reached)
     elif window is not None:
         items = calls.window_items(file, window, step, reached)
     else:
         items = calls.record_items(file, reached)
-    items = calls.checked(items, scoring.shortest_of(model))
-    with bar, rows(out, sys.stdout, "rows", as_json=as_json) as table:
+    items = ambiguous.watch(calls.checked(items, scoring.shortest_of(model)))
+    whole = bed is None and window is None
+    header = calls.header_of(form, names, whole=whole)
+    with bar, rows(out, sys.stdout, "rows", as_json=as_json, header=header) as table:
         for batch in calls.batches(items, lambda item: len(item.sequence)):
             for found in calls.call(model, batch):
-                ambiguous += found.item.ambiguous
                 if only is None or only in found.prediction.split(","):
-                    whole = bed is None and window is None
                     calls.write_call(table, form, found, names, whole=whole)
             table.flush()
             reached.tell(bar)
-    _say_ambiguous(ambiguous)
+    say_ambiguous(ambiguous.count)
     if out is not None:
         typer.echo(out)
 
@@ -104,9 +104,11 @@ def embed(
     check_target(out, force)
     model = load(run, device)
     with bar_over(file) as bar:
-        reached = Reached()
+        reached, ambiguous = Reached(), Ambiguous()
         items = calls.checked(calls.record_items(file, reached), scoring.shortest_of(model))
-        save_embeddings(model, items, out, progress=lambda _: reached.tell(bar))
+        watched = ambiguous.watch(items)
+        save_embeddings(model, watched, out, progress=lambda _: reached.tell(bar))
+    say_ambiguous(ambiguous.count)
     typer.echo(out)
 
 
@@ -151,9 +153,9 @@ def read(
     if picture is not None:
         check_plots("--picture")
     model = load_model(run, choose_device(device))
-    found, reached = [], Reached()
+    found, reached, ambiguous = [], Reached(), Ambiguous()
     with bar_over(file) as bar, rows(out, sys.stdout, "rows", as_json=as_json) as table:
-        pieces = read_pieces(file, PIECE, progress=reached)
+        pieces = ambiguous.watch(read_pieces(file, PIECE, progress=reached))
         for stretch in track.stretches(track.spans(model, pieces, mode), window):
             table.row(stretch.cells)
             table.flush()
@@ -162,6 +164,7 @@ def read(
     if picture is not None:
         with draft(picture) as image:
             track.draw_track(found, f"{file.name}, memory {mode}", image)
+    say_ambiguous(ambiguous.count)
     typer.echo(f"{file}: {track.summary(found)}", err=True)
     for path in (picture, out):
         if path is not None:
@@ -219,7 +222,22 @@ def load(run: Path, device: str, *, classifier: bool = False) -> Any:
         raise ValueError(str(error)) from None
 
 
-def _say_ambiguous(count: int) -> None:
+PartT = TypeVar("PartT", bound=Any)
+
+
+class Ambiguous:
+    """Counts the IUPAC codes that became N in what is read."""
+
+    count = 0
+
+    def watch(self, parts: Iterable[PartT]) -> Iterator[PartT]:
+        for part in parts:
+            self.count += part.ambiguous
+            yield part
+
+
+def say_ambiguous(count: int) -> None:
+    from titans_domains.dna.reading import ambiguous_line
+
     if count:
-        what = "base (IUPAC code) was" if count == 1 else "bases (IUPAC codes) were"
-        typer.echo(f"{count:,} ambiguous {what} read as N.", err=True)
+        typer.echo(f"{ambiguous_line(count)}.", err=True)

@@ -15,7 +15,7 @@ from titans_domains.dna import DOMAIN
 from titans_domains.dna.calls import class_names
 from titans_domains.dna.genome import Genome
 from titans_domains.dna.reading import reverse_complement
-from titans_domains.dna.task import load_classifier, load_model
+from titans_domains.dna.task import load_classifier, load_model, split_examples
 from titans_domains.runs import load_run_table, train_run
 
 CPU = torch.device("cpu")
@@ -96,6 +96,18 @@ def test_training_makes_a_run_that_is_evaluated(here: Path, titans: Titans) -> N
     assert (other["split"], other["sequences"]) == ("all", 24)
 
 
+def test_a_figure_that_is_not_there_is_null(here: Path, titans: Titans) -> None:
+    (here / "yes.csv").write_text(f"sequence,label\n{bases(40)},yes\n{bases(40, seed=1)},yes\n")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    done = titans("dna", "eval", "yesno", "--data", "yes.csv", "--json")
+    table = json.loads(done.out, parse_constant=refuse)
+    assert table["figures"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert "auroc     nan" in titans("dna", "eval", "yesno", "--data", "yes.csv").out
+
+
 def test_the_accuracy_that_is_possible_on_the_embedded_data_is_said(
     here: Path, titans: Titans
 ) -> None:
@@ -121,11 +133,111 @@ def test_duplicates_between_splits_are_said(here: Path, titans: Titans) -> None:
     assert titans("dna", "eval", "new").out.startswith("test: 2 sequences\n")
 
 
+def test_other_sources_are_evaluated_by_a_split_that_is_not_trained_on(
+    here: Path, titans: Titans
+) -> None:
+    text = (here / "labelled.csv").read_text()
+    train = split_examples(load_run_table(here / "yesno", DOMAIN)[0].data, 0)[0].sequences
+    known = f"{train[0]},no\n{reverse_complement(train[1])},yes\n"
+    (here / "set").mkdir()
+    (here / "set/train.csv").write_text(text)
+    done = titans("dna", "eval", "yesno", "--data", "set")
+    assert_refused(done, "set has no split but train")
+    (here / "set/dev.csv").write_text(f"sequence,label\n{'ACGR' * 9},no\n{known}")
+    done = titans("dna", "eval", "yesno", "--data", "set")
+    assert done.out.startswith("valid: 3 sequences\n")
+    assert (
+        "2 of 3 sequences of valid of set stand in what yesno was trained on too (1 of" in done.err
+    )
+    assert "9 ambiguous bases (IUPAC codes) were read as N." in done.err
+    (here / "set/test.csv").write_text(f"sequence,label\n{'ACGT' * 9},no\n{'ACCT' * 9},yes\n")
+    done = titans("dna", "eval", "yesno", "--data", "set", "--json")
+    assert json.loads(done.out)["split"] == "test"
+    assert "trained on" not in done.err
+    done = titans("dna", "eval", "yesno", "--data", "labelled.csv", "--json")
+    assert "18 of 24 sequences of labelled.csv stand in what yesno was trained on" in done.err
+    (here / "labelled.csv").unlink()
+    done = titans("dna", "eval", "yesno", "--data", "set")
+    assert done.code == 0
+    assert "Whether yesno was trained on some of them could not be counted: There is no" in done.err
+
+
 def test_a_run_goes_on(here: Path, titans: Titans) -> None:
     done = titans("dna", "train", "--resume", "--out", "yesno")
     assert (done.code, done.out) == (0, "yesno\n"), done.err
     done = titans("dna", "train", "--resume", "--force", "--out", "yesno")
     assert_refused(done, "give one of them")
+
+
+def test_a_classifier_begins_from_a_pretrained_run(here: Path, titans: Titans) -> None:
+    some = [part for change in (*CLASSIFIER, *SMALL[5:], "train.lr=1e-12", "train.weight_decay=0")
+            for part in ("--set", change)]  # fmt: skip
+    ask = ("dna", "train", "--data", "labelled.csv", "--pretrained", "causal", *some, "--out")
+    done = titans(*ask, "new")
+    assert (done.code, done.out) == (0, "new\n"), done.err
+    config, _ = load_run_table(here / "new", DOMAIN)
+    theirs = load_model(here / "causal", CPU).model.encoder
+    assert (config.pretrained, config.model.backbone) == (
+        str(here / "causal"), theirs.config.backbone,
+    )  # fmt: skip
+    ours = dict(load_classifier(here / "new", CPU).networks_[0].encoder.named_parameters())
+    for name, weights in theirs.named_parameters():
+        assert torch.allclose(ours[name], weights, atol=1e-6)
+    done = titans(*ask, "other", "--mixer", "mag")
+    assert_refused(done, "The encoder must be that of")
+    assert_refused(
+        titans(*ask, "new", "--resume", "--pretrained", "yesno"), "differs in pretrained"
+    )
+    done = titans("dna", "train", "--pretrained", "yesno", "--out", "other")
+    assert_refused(done, "yesno is a classifier: give a run of `titans dna pretrain`")
+    assert_refused(
+        titans("dna", "pretrain", "--set", "pretrained=causal", "--out", "other"),
+        "pretrained is for classifiers",
+    )
+    # What it began from is not needed any more.
+    shutil.rmtree(here / "causal")
+    assert titans("dna", "train", "--resume", "--out", "new").code == 0
+
+
+def test_places_are_looked_up_in_a_genome_and_chromosomes_held_out(
+    here: Path, titans: Titans
+) -> None:
+    for split, starts in (("train", range(0, 20, 4)), ("test", [3, 21])):
+        for name, shift in (("yes", 0), ("no", 2)):
+            (here / "places" / split).mkdir(parents=True, exist_ok=True)
+            lines = [f"{c}:{s},{c},{s + shift},{s + shift + 12},+\n"
+                     for c in ("chr1", "chr2") for s in starts]  # fmt: skip
+            text = "id,region,start,end,strand\n" + "".join(lines)
+            (here / f"places/{split}/{name}.csv").write_text(text)
+    tiny = settings(*CLASSIFIER)
+    ask = ("dna", "train", "--data", "places", *tiny)
+    assert_refused(titans(*ask, "--out", "new"), "give its genome (--genome) too")
+    genome = ("--genome", "genome.fa.bgz")
+    done = titans(*ask, *genome, "--valid-chromosomes", "chr2", "--out", "new")
+    assert (done.code, done.out) == (0, "new\n"), done.err
+    config, _ = load_run_table(here / "new", DOMAIN)
+    assert (config.data.genome, config.data.valid_chromosomes) == (
+        str(here / "genome.fa.bgz"), ("chr2",),
+    )  # fmt: skip
+    train, valid = split_examples(config.data, config.seed)
+    assert valid is not None
+    assert (set(train.groups), set(valid.groups)) == ({"chr1"}, {"chr2"})
+    assert train.sequences[-1] == CONTIGS["chr1"][16:28]
+    table = json.loads(titans("dna", "eval", "new", "--json").out)
+    assert (table["split"], table["sequences"]) == ("test", 8)
+    other = titans("dna", "eval", "new", "--data", "places", "--genome", "genome.fa", "--json")
+    assert json.loads(other.out)["figures"] == table["figures"]
+    assert_refused(
+        titans(*ask, *genome, "--valid-chromosomes", "chr7", "--out", "x"), "no row of 'chr7'"
+    )
+    assert_refused(titans("dna", "eval", "causal", *genome), "--genome is for classifiers")
+    (here / "places/dev").mkdir()
+    for name in ("yes", "no"):
+        shutil.copy(here / f"places/test/{name}.csv", here / "places/dev")
+    assert_refused(
+        titans(*ask, *genome, "--valid-chromosomes", "chr2", "--out", "x"),
+        "has a validation split of its own",
+    )
 
 
 def test_pretraining_and_bits_per_base(here: Path, titans: Titans) -> None:
@@ -206,10 +318,30 @@ def test_only_one_class_is_written_as_bed_or_gff3(here: Path, titans: Titans) ->
             [row["contig"], row["start"], row["end"], name] for row in hits
         ]
         gff = titans("dna", *window, "--only", name, "--format", "gff3").out.splitlines()
-        assert gff[:1] == ["##gff-version 3"] * bool(hits)
+        assert gff[0] == "##gff-version 3"
         assert [line.split("\t")[3:5] for line in gff[1:]] == [
             [str(int(row["start"]) + 1), row["end"]] for row in hits
         ]
+
+
+def test_a_table_without_a_hit_has_its_header(here: Path, titans: Titans) -> None:
+    (here / "one.fa").write_text(">a\nACGTACGT\n")
+    ask = ("dna", "classify", "yesno", "one.fa")
+    other = {"no": "yes", "yes": "no"}[table_of(titans(*ask).out)[0]["prediction"]]
+    for form, header in (
+        ((), "name\tlength\tprediction\tp_no\tp_yes\n"),
+        (("--window", "8"), "contig\tstart\tend\tname\tstrand\tprediction\tp_no\tp_yes\n"),
+        (("--format", "gff3"), "##gff-version 3\n"),
+        (("--format", "bed"), ""),
+        (("--json",), ""),
+    ):
+        found = titans(*ask, "--only", other, *form)
+        assert (found.code, found.out) == (0, header)
+    (here / "gone.vcf").write_text(VCF + f"chr1\t150\t.\t{CONTIGS['chr1'][149]}\t<DEL>\n")
+    found = titans("dna", "score-variants", "yesno", "gone.vcf", "--genome", "genome.fa")
+    assert found.code == 0
+    assert found.out.startswith("contig\tposition\tid\tref\talt\tp_yes_ref\tp_yes_alt\tp_yes_diff")
+    assert found.out.count("\n") == 1
 
 
 VCF = "#CHROM\tPOS\tID\tREF\tALT\n"
@@ -246,6 +378,57 @@ def test_variants_are_scored_in_the_middle_of_their_window(here: Path, titans: T
     pretrained = load_model(here / "causal", CPU)
     before, after = pretrained.log_likelihood([chr1[133:165], chr1[133:149] + snv + chr1[150:165]])
     assert first["log_likelihood_diff"] == pytest.approx(after - before, abs=1e-4)
+
+
+def test_a_likelihood_near_a_contig_s_end_is_of_as_many_bases(here: Path, titans: Titans) -> None:
+    chr1 = CONTIGS["chr1"]
+    (here / "x.vcf").write_text(
+        VCF + f"chr1\t290\t.\t{chr1[289:295]}\t{chr1[289]}\nchr1\t3\t.\t{chr1[2]}\t{chr1[2]}GG\n"
+    )
+    done = titans("dna", "score-variants", "causal", "x.vcf", "--genome", "genome.fa", "--json")
+    end, start = (json.loads(line) for line in done.out.splitlines())
+    # 16 bases before the variant, and of the 11 from it on those that the deletion leaves.
+    assert (end["bases_ref"], end["bases_alt"]) == (22, 22)
+    model = load_model(here / "causal", CPU)
+    before, after = model.log_likelihood([chr1[273:295], chr1[273:290] + chr1[295:]])
+    assert end["log_likelihood_ref"] == pytest.approx(before, abs=1e-4)
+    assert end["log_likelihood_diff"] == pytest.approx(after - before, abs=1e-4)
+    assert (start["bases_ref"], start["bases_alt"]) == (18, 18)
+
+
+def test_ambiguous_bases_are_counted_wherever_they_are_read(here: Path, titans: Titans) -> None:
+    said = "ambiguous bases (IUPAC codes) were read as N."
+    (here / "x.fa").write_text(f">a\n{bases(40)}RY{bases(40, seed=1)}\n")
+    (here / "x.vcf").write_text(VCF + "a\t40\t.\t" + f"{bases(40)[39]}\tS\n")
+    for command in (
+        ("embed", "yesno", "x.fa", "--out", "x.npz"),
+        ("read", "causal", "x.fa"),
+        ("saturate", "yesno", "x.fa", "--from", "5", "--to", "5", "--class", "no"),
+        ("eval", "causal", "--data", "x.fa"),
+        ("pretrain", "--data", "x.fa", *settings(*CAUSAL, "data.held_out=0"), "--out", "new"),
+    ):
+        done = titans("dna", *command)
+        assert (done.code, f"2 {said[:-1]}" in done.err) == (0, True), done.err
+    done = titans("dna", "score-variants", "yesno", "x.vcf", "--genome", "x.fa")
+    assert f"3 {said}" in done.err
+
+
+def test_an_allele_that_is_too_long_costs_no_other(here: Path, titans: Titans) -> None:
+    chr1 = CONTIGS["chr1"]
+    lines = [f"chr1\t{at + 1}\t.\t{chr1[at : at + ref]}\t{alt}\n" for at, ref, alt in (
+        (99, 1, "A" * 20), (99, 1, "A" * 21), (149, 21, "A"), (199, 1, "<DEL>"), (209, 20, "A"))
+    ]  # fmt: skip
+    (here / "x.vcf").write_text(VCF + "".join(lines))
+    ask = ("dna", "score-variants", "yesno", "x.vcf", "--genome", "genome.fa")
+    done = titans(*ask)
+    assert done.code == 0
+    assert [row["position"] for row in table_of(done.out)] == ["100", "210"]
+    assert "1 allele was left out: it is no sequence (<DEL>, *, ...)." in done.err
+    assert (
+        "2 alleles were left out: they are longer than half of a window of 40 bases, the first in line 3: "
+        "give a larger --window" in done.err
+    )
+    assert len(table_of(titans(*ask, "--window", "42").out)) == 4
 
 
 def test_a_sequence_is_saturated_into_a_table_and_a_picture(here: Path, titans: Titans) -> None:
@@ -309,6 +492,7 @@ def write_bad_files(here: Path) -> None:
     (here / "empty.fa").write_bytes(b"")
     (here / "header.fa").write_text(">a\nACGTACGT\n>b\n")
     (here / "protein.fa").write_text(">a\nACGTACGT\n>b\nMELVIN\n")
+    (here / "peptide.fa").write_text(">a\nMKVSH\n")
     (here / "short.fa").write_text(">a\nACGTACGT\n>b\nAC\n")
     (here / "cut.fa.gz").write_bytes((here / "genome.fa.gz").read_bytes()[:-20])
     (here / "one.csv").write_text("sequence,label\nACGT,1\nACGG,1\n")
@@ -370,6 +554,14 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "contig": (
         ("score-variants", "yesno", "contig.vcf", "--genome", "genome.fa"),
         "contig.vcf, line 2: genome.fa has no contig 'chrX': it has chr1, chr2",
+    ),
+    "window of variants": (
+        ("score-variants", "kmers", "contig.vcf", "--genome", "genome.fa", "--window", "4"),
+        "--window must be at least 6 bases, as the model's tokens need 6: got 4",
+    ),
+    "short protein": (
+        ("embed", "yesno", "peptide.fa", "--out", "x.npz"),
+        "peptide.fa, line 1, record 'a': 5 of 5 letters are ambiguous",
     ),
     "class": (
         ("score-variants", "yesno", "contig.vcf", "--genome", "genome.fa", "--class", "x"),

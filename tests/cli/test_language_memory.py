@@ -82,10 +82,7 @@ def test_reading_goes_on_from_a_memory(work: Path, titans: Titans) -> None:
     assert first.code == 0
     more = ("language", "read", "run", "second.txt", "--caches", "--from", "a", "--memory")
     assert titans(*more, "b").code == 0
-    assert (
-        "position 109 (tokens read, with start tokens)"
-        in titans(*GENERATE, "--memory", "b").err
-    )
+    assert "position 109 (tokens read, with start tokens)" in titans(*GENERATE, "--memory", "b").err
     assert titans(*READ, "whole", "--caches").code == 0
     assert titans(*GENERATE, "--memory", "b").out == titans(*GENERATE, "--memory", "whole").out
     # A memory may take its own place.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from titans_domains.dna.genome import Genome, Interval
-from titans_domains.dna.output import Cells, Rows, figure
+from titans_domains.dna.output import Rows, figure
 from titans_domains.dna.reading import clean, read_records, reverse_complement
 from titans_domains.dna.streams import read_windows
 
@@ -50,7 +50,7 @@ Progress = Callable[[int], None]
 def record_items(path: Path, progress: Progress = lambda at: None) -> Iterator[Item]:
     """The records of a file as wholes. `progress` is told how many of the file's bytes were read."""
     for record in read_records(path, progress=progress):
-        done = clean(record.sequence, record.where)
+        done = clean(record.sequence, record.where, whole=True)
         yield Item(
             record.name, 0, len(done.sequence), record.name, ".", done.sequence, record.where,
             done.ambiguous.total(),
@@ -86,13 +86,19 @@ def bed_items(genome: Genome, path: Path, places: Iterable[Interval]) -> Iterato
 ItemT = TypeVar("ItemT")
 
 
-def batches(items: Iterable[ItemT], length: Callable[[ItemT], int]) -> Iterator[list[ItemT]]:
-    """Items in the order in which they come, as many together as a model should read at once."""
+def batches(
+    items: Iterable[ItemT], length: Callable[[ItemT], int], rows: int | None = None
+) -> Iterator[list[ItemT]]:
+    """Items in the order in which they come, as many together as a model should read at once.
+
+    At most `rows` of them, or else MOST_ROWS.
+    """
+    rows = rows or MOST_ROWS
     held: list[ItemT] = []
     longest = 0
     for item in items:
         longest = max(longest, length(item))
-        if held and (len(held) == MOST_ROWS or longest * (len(held) + 1) > MOST_BASES):
+        if held and (len(held) == rows or longest * (len(held) + 1) > MOST_BASES):
             yield held
             held, longest = [], length(item)
         held.append(item)
@@ -145,22 +151,30 @@ def is_multilabel(model: Classifier) -> bool:
 FORMATS = ("tsv", "bed", "gff3")
 
 
+def header_of(kind: str, names: Sequence[str], *, whole: bool) -> str:
+    """The first line of a format; BED has none."""
+    lines = {"tsv": "\t".join(columns(names, whole=whole)), "gff3": "##gff-version 3"}
+    return lines.get(kind, "")
+
+
+def columns(names: Sequence[str], *, whole: bool) -> list[str]:
+    place = ["name", "length"] if whole else ["contig", "start", "end", "name", "strand"]
+    return [*place, "prediction", *(f"p_{name}" for name in names)]
+
+
 def write_call(out: Rows, kind: str, found: Call, names: Sequence[str], *, whole: bool) -> None:
     """One line: of a table with all chances (`whole`: of records, not of windows), of BED6 or of GFF3."""
     if kind == "bed":
         out.line(bed_line(found))
     elif kind == "gff3":
-        out.line(gff3_line(found, names), "##gff-version 3")
+        out.line(gff3_line(found, names))
     else:
         item = found.item
-        place: Cells = {"name": item.name, "length": item.end}
+        place: tuple[str | int, ...] = (item.name, item.end)
         if not whole:
-            place = {
-                "contig": item.contig, "start": item.start, "end": item.end, "name": item.name,
-                "strand": item.strand,
-            }  # fmt: skip
-        chances = {f"p_{n}": p for n, p in zip(names, found.chances, strict=True)}
-        out.row(place | {"prediction": found.prediction} | chances)
+            place = (item.contig, item.start, item.end, item.name, item.strand)
+        cells = (*place, found.prediction, *found.chances)
+        out.row(dict(zip(columns(names, whole=whole), cells, strict=True)))
 
 
 def bed_line(found: Call) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from titans_domains.dna.classify import ROWS, ClassifyTask, build, logits_of, train_until_worse
+from titans_domains.dna.classify import ClassifyTask, build, logits_of, train_until_worse
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.examples import Examples, Weights, chances, encode_all, in_order, padded
 from titans_domains.dna.labels import held_out, known_labels, read_labels, strings
@@ -34,8 +34,8 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):
     weights are kept. Sequences of one group, and duplicates on either strand, stay on one side.
 
     `model` is a `ModelConfig`; its head's positions are cut to the longest sequence. `members` networks
-    with seeds of their own are trained, and their mean is predicted. `pretrained` is a run of
-    `titans dna pretrain`, whose encoder the training goes on from.
+    are trained, each with a seed and a validation share of its own, and their mean is predicted.
+    `pretrained` is a run of `titans dna pretrain`, whose encoder the training goes on from.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):
         validation: tuple[Sequence[str], Any] | None = None,
     ) -> "SequenceClassifier":
         """Trains on sequences X. `validation` are examples to use instead of a share of these."""
+        self._check_settings()
         sequences = strings(X)
         labels, self.classes_, self.multilabel_ = read_labels(y, len(sequences))
         self.length_ = max(map(len, sequences))
@@ -91,22 +92,41 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):
             self.tokenizer, sequences, k=self.k, vocab_size=self.vocab_size
         )
         examples = Examples(self._encode(sequences), labels)
+        split: tuple[Examples, Examples | None] = examples, None
         if validation is not None:
-            valid = self._validation_set(sequences, *validation)
-        elif self.validation_fraction:
-            chosen = held_out(sequences, labels, groups, self.validation_fraction, self.seed)
-            examples, valid = examples.take(~chosen), examples.take(chosen)
-        else:
-            valid = None
+            split = examples, self._validation_set(sequences, *validation)
         device = choose_device(self.device)
         devices = [device] if device.type == "cuda" else []
-        # What is drawn here changes nothing for the caller.
-        with torch.random.fork_rng(devices):
-            self.networks_ = [
-                self._train(examples, valid, self.seed + member, device)
-                for member in range(self.members)
-            ]
+        self.networks_ = []
+        for seed in range(self.seed, self.seed + self.members):
+            if validation is None:
+                split = self._split(examples, sequences, groups, seed)
+            # What is drawn here changes nothing for the caller.
+            with torch.random.fork_rng(devices):
+                self.networks_.append(self._train(*split, seed, device))
         return self
+
+    def _split(
+        self, examples: Examples, sequences: list[str], groups: Any, seed: int
+    ) -> tuple[Examples, Examples | None]:
+        """What a network is trained on, and what it is validated on."""
+        if not self.validation_fraction:
+            return examples, None
+        chosen = held_out(
+            sequences, examples.targets, groups, self.validation_fraction, seed,
+            names=self.classes_.tolist(),
+        )  # fmt: skip
+        return examples.take(~chosen), examples.take(chosen)
+
+    def _check_settings(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "members"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
+        for name in ("label_smoothing", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1: got {getattr(self, name)}."
+                )
 
     def _validation_set(self, sequences: list[str], X: Sequence[str], y: Any) -> Examples:
         others = strings(X)
@@ -170,7 +190,7 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):
         tokens = self._encode(strings(X))
         device = choose_device(self.device)
         found = torch.empty(len(tokens), sum(n.out.in_features for n in self.networks_))
-        for rows, part in in_order(tokens, ROWS):
+        for rows, part in in_order(tokens):
             vectors = [network.features(*padded(part, device)) for network in self.networks_]
             found[rows] = torch.cat(vectors, 1).float().cpu()
         return found.numpy()
@@ -186,7 +206,7 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):
         wanted = self._wanted(X, target)
         device = choose_device(self.device)
         found: list[np.ndarray] = [np.empty(0)] * len(tokens)
-        for rows, part in in_order(tokens, ROWS):
+        for rows, part in in_order(tokens):
             ids, mask = padded(part, device)
             scale = torch.ones(ids.shape, device=device, requires_grad=True)
             weight = wanted[rows].to(device)

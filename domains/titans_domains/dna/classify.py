@@ -37,8 +37,6 @@ from titans_domains.domain import Step
 from titans_domains.train_config import TrainConfig
 
 BEST, CLASSES = "best.safetensors", "classes.json"
-ROWS = 256
-"""Sequences that are read at once where nothing is trained. It changes no number."""
 
 
 def build(
@@ -48,13 +46,7 @@ def build(
     *,
     device: torch.device,
 ) -> SequenceNetwork:
-    model = SequenceNetwork(
-        config,
-        vocab_size=tokenizer.vocab_size,
-        outputs=outputs,
-        complement=tokenizer.complement,
-    )
-    return model.to(device)
+    return SequenceNetwork(config, tokenizer, outputs).to(device)
 
 
 @torch.no_grad()
@@ -63,7 +55,7 @@ def logits_of(model: SequenceNetwork, tokens: list[Int[np.ndarray, " T"]]) -> Fl
     was_training = model.training
     model.eval()
     found = torch.empty(len(tokens), model.outputs)
-    for rows, part in in_order(tokens, ROWS):
+    for rows, part in in_order(tokens):
         ids, mask = padded(part, model.out.weight.device)
         found[rows] = model(ids, mask).float().cpu()
     model.train(was_training)
@@ -93,6 +85,12 @@ class ClassifyTask:
         data_sha256: str | None = None,
         folder: Path | None = None,
     ) -> None:
+        shortest, config = min(map(len, train.tokens)), model.config
+        # The stem's norms take mean and variance over a batch's places.
+        if batch_size == 1 and config.direction == "both" and shortest <= config.stem.pool:
+            raise ValueError(
+                f"batch_size must be at least 2 for sequences as short as {shortest} tokens: got 1."
+            )
         self.model, self.train, self.valid = model, train, valid
         self.tokenizer, self.classes, self.length = tokenizer, classes, length
         self.batch_size, self.seed, self.smoothing = batch_size, seed, smoothing

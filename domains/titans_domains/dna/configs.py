@@ -17,6 +17,9 @@ Kind = Literal["train", "causal", "masked"]
 class DnaData:
     # Of a classifier: see `labelled_splits`. Of causal and masked models: a FASTA or GenBank file.
     source: str = EMBEDDED
+    genome: str | None = None  # FASTA file in which a classifier's tables of places are looked up
+    # Chromosomes (or other groups) of a classifier's data whose sequences are for validation.
+    valid_chromosomes: tuple[str, ...] = ()
     tokenizer: Literal["nucleotide", "kmer", "bpe"] = "nucleotide"
     k: int = 6  # of k-mers
     vocab_size: int = 4096  # of BPE
@@ -53,6 +56,7 @@ class LossConfig:
 @dataclass(frozen=True, kw_only=True)
 class DnaConfig:
     kind: Kind = "train"
+    pretrained: str | None = None  # run whose encoder and tokens a classifier begins from
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DnaData = field(default_factory=DnaData)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -62,6 +66,10 @@ class DnaConfig:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}: got {self.kind!r}.")
+        if self.pretrained is not None and self.kind != "train":
+            raise ValueError(
+                f"pretrained is for classifiers, of kind 'train': got it with kind {self.kind!r}."
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be 0 or more, and below 2**63: got {self.seed}.")
 

@@ -4,6 +4,7 @@ B batch, T tokens, C classes or labels.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from titans_domains.dna.calls import batches
 from titans_domains.dna.tokenizers import DnaTokenizer, pad_batch
 
 Weights = str | Mapping[Any, float] | None
@@ -95,12 +97,14 @@ def batch_of(examples: Examples, rows: Sequence[int], device: torch.device) -> E
 
 
 def in_order(
-    tokens: list[Int[np.ndarray, " T"]], size: int
+    tokens: list[Int[np.ndarray, " T"]], most: int | None = None
 ) -> Iterator[tuple[list[int], list[Int[np.ndarray, " T"]]]]:
-    """All rows, sequences of like length together, so that little is padded."""
-    by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    for first in range(0, len(by_length), size):
-        rows = by_length[first : first + size]
+    """All rows in `batches`, sequences of like length together, so that little is padded."""
+
+    def length(row: int) -> int:
+        return len(tokens[row])
+
+    for rows in batches(sorted(range(len(tokens)), key=length), length, most):
         yield rows, [tokens[i] for i in rows]
 
 
@@ -119,6 +123,11 @@ def class_weights(
             raise ValueError(
                 f"class_weight must be by class, {', '.join(map(str, classes))}: got {odd[0]!r}."
             )
+        for name, weight in weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(
+                    f"class_weight must be above 0 and finite for every class: got {weight} for {name!r}."
+                )
         return torch.tensor([float(weights.get(name, 1.0)) for name in classes])
     if weights != "balanced":
         raise ValueError(f"class_weight must be 'balanced', a dict or None: got {weights!r}.")

@@ -1,6 +1,7 @@
 """A genome on disk of which any place is read without the rest, and intervals over it."""
 
 import gzip
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
@@ -17,7 +18,7 @@ from titans_domains.dna.reading import (
     compression,
     name_of,
     open_text,
-    reverse_complement,
+    unpacking,
 )
 
 
@@ -109,6 +110,10 @@ class Genome:
         return self.read(contig, start, end).sequence
 
 
+DAMAGED = (ValueError, RuntimeError, struct.error)
+"""What Biopython raises, besides, at a block that is none."""
+
+
 class Blocks:
     """The uncompressed bytes of a bgzip file, from any place on."""
 
@@ -116,7 +121,7 @@ class Blocks:
         from Bio import bgzf
 
         self.path = path
-        with path.open("rb") as file:
+        with unpacking(path, *DAMAGED), path.open("rb") as file:
             blocks = [(raw, data) for raw, _, data, size in bgzf.BgzfBlocks(file) if size]
         self.raw, self.data = [b[0] for b in blocks], [b[1] for b in blocks]
 
@@ -124,7 +129,7 @@ class Blocks:
         from Bio import bgzf
 
         block = bisect_right(self.data, first) - 1
-        with self.path.open("rb") as file:
+        with unpacking(self.path, *DAMAGED), self.path.open("rb") as file:
             reader = bgzf.BgzfReader(mode="rb", fileobj=file)
             reader.seek(bgzf.make_virtual_offset(self.raw[block], first - self.data[block]))
             return reader.read(size)
@@ -150,7 +155,7 @@ def read_fai(path: Path) -> dict[str, Contig] | None:
 def scan(path: Path, *, compressed: bool) -> dict[str, Contig]:
     """The index of a FASTA file, from one pass through it."""
     index: dict[str, Contig] = {}
-    with gzip.open(path) if compressed else path.open("rb") as file:
+    with unpacking(path), gzip.open(path) if compressed else path.open("rb") as file:
         for name, contig, number in _records(file, path):
             if name in index:
                 raise ValueError(f"{path}, line {number}: there is a second record {name!r}.")
@@ -268,9 +273,3 @@ def read_bed(path: str | Path, genome: Genome) -> Iterator[Interval]:
             yield Interval(contig, start, end, name, strand, number)
     if not count:
         raise ValueError(f"{path} is empty: it holds no interval.")
-
-
-def sequence_of(genome: Genome, interval: Interval) -> str:
-    """The interval's bases on its own strand."""
-    sequence = genome.fetch(interval.contig, interval.start, interval.end)
-    return reverse_complement(sequence) if interval.strand == "-" else sequence

@@ -22,14 +22,17 @@ SEQUENCE = ("sequence", "seq", "dna")
 LABEL = ("label", "labels", "class", "target")
 NAME = ("name", "id")
 GROUP = ("group", "chromosome", "chrom", "chr", "region")
+MISSING = ("", "nan", "na", "n/a", "<na>", "null")
+"""What programs write, in upper or lower case, where there is no label."""
 SPLITS = {"train": "train", "dev": "valid", "valid": "valid", "validation": "valid", "val": "valid",
           "test": "test"}  # fmt: skip
 TABLES = (".csv", ".tsv", ".tab", ".data", ".csv.gz", ".tsv.gz")
+CLASS = "a folder of .txt files, a FASTA file or a table of places"
 FASTA = (".fa", ".fasta", ".fna", ".fa.gz", ".fasta.gz", ".fna.gz")
 
 
 class Labelled(NamedTuple):
-    """Clean sequences with their labels: numbers where all are whole numbers, else words.
+    """Clean sequences with their labels: numbers where all are whole numbers of 64 bits, else words.
 
     With several columns `label_...` (multi-label) labels are 0 or 1, [n, columns], and `columns` has
     their names.
@@ -51,6 +54,17 @@ class Labelled(NamedTuple):
             names=[self.names[i] for i in chosen],
             groups=groups,
         )
+
+    def by_columns(self, names: list[str]) -> "Labelled":
+        """The same with its columns in the order of those that a model has learned."""
+        columns = self.columns or []
+        if odd := sorted(set(columns) ^ set(names)):
+            raise ValueError(
+                f"The columns of labels must be those trained on, {', '.join(names)}: got "
+                f"{', '.join(columns) or 'none'}; {odd[0]} is in one of them alone."
+            )
+        order = [columns.index(name) for name in names]
+        return self._replace(labels=self.labels[:, order], columns=names)
 
 
 class Row(NamedTuple):
@@ -125,7 +139,7 @@ def _collect(rows: Iterable[Row], source: str) -> Labelled:
     for row in rows:
         if not row.sequence.strip():
             raise ValueError(f"{row.where} {NO_SEQUENCE}")
-        done = clean(row.sequence.strip(), row.where)
+        done = clean(row.sequence.strip(), row.where, whole=True)
         sequences.append(done.sequence)
         ambiguous += done.ambiguous.total()
         names.append(row.name)
@@ -140,8 +154,10 @@ def _collect(rows: Iterable[Row], source: str) -> Labelled:
 
 def _label(row: Row) -> str | list[str]:
     if isinstance(row.label, str):
-        if not row.label.strip():
-            raise ValueError(f"{row.where} has no label: complete it or take it out.")
+        if row.label.strip().lower() in MISSING:
+            raise ValueError(
+                f"{row.where} has no label: got {row.label!r}, so complete it or take it out."
+            )
         return row.label.strip()
     for column, value in row.label.items():
         if value.strip() not in ("0", "1"):
@@ -151,7 +167,9 @@ def _label(row: Row) -> str | list[str]:
 
 def _labels(labels: list[Any]) -> np.ndarray:
     found = np.array(labels)
-    whole = all(label.removeprefix("-").isdecimal() for label in found.flat)
+    whole = all(
+        label.removeprefix("-").isdecimal() and abs(int(label)) < 2**63 for label in found.flat
+    )
     return found.astype(np.int64) if whole else found
 
 
@@ -212,28 +230,39 @@ def _find(row: dict[str, str], names: Iterable[str]) -> str | None:
 
 def _class_rows(folder: Path, genome: Genome | None) -> Iterator[Row]:
     """The sequences of a folder's classes, each named by its folder or file."""
-    parts = [p for p in sorted(folder.iterdir()) if p.is_dir() or _stem(p)]
+    parts = [p for p in sorted(folder.iterdir()) if _stem(p)]
     if not parts:
         raise ValueError(
-            f"{folder} holds neither train and test nor classes: give a folder with a folder of .txt "
-            "files, a FASTA file or a table of places for each class."
+            f"{folder} holds neither train and test nor classes: give a folder with {CLASS} for each class."
         )
     for part in parts:
-        label = _stem(part)
-        if part.is_dir():
-            for file in sorted(part.glob("*.txt")):
-                yield Row(str(file), file.stem, file.read_text(), label)
-        elif part.name.endswith(FASTA):
-            for record in read_records(part):
-                yield Row(record.where, record.name, record.sequence, label)
-        else:
-            yield from _place_rows(part, label, genome)
+        empty = True
+        for row in _part_rows(part, _stem(part), genome):
+            yield row
+            empty = False
+        if empty:
+            raise ValueError(
+                f"The class {part} is empty: it has no sequence; fill it ({CLASS}) or take it out."
+            )
+
+
+def _part_rows(part: Path, label: str, genome: Genome | None) -> Iterator[Row]:
+    if part.is_dir():
+        for file in sorted(part.glob("*.txt")):
+            yield Row(str(file), file.stem, file.read_text(), label)
+    elif part.name.endswith(FASTA):
+        for record in read_records(part):
+            yield Row(record.where, record.name, record.sequence, label)
+    else:
+        yield from _place_rows(part, label, genome)
 
 
 def _place_rows(path: Path, label: str, genome: Genome | None) -> Iterator[Row]:
     """GenomicBenchmarks' tables: id, region, start (from 0), end, strand."""
     if genome is None:
-        raise ValueError(f"{path} holds places in a genome, not sequences: give its genome too.")
+        raise ValueError(
+            f"{path} holds places in a genome, not sequences: give its genome (--genome) too."
+        )
     for where, _, row in _table(path):
         try:
             contig, start, end = row["region"], int(row["start"]), int(row["end"])

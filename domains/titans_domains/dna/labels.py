@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from titans_domains.dna.reading import clean
-from titans_domains.dna.splits import group_split, sequence_groups, stratified_split
+from titans_domains.dna.splits import group_split, joined_groups, sequence_groups, stratified_split
 
 
 def strings(X: Any) -> list[str]:
@@ -34,7 +34,7 @@ def strings(X: Any) -> list[str]:
             )
         if not sequence:
             raise ValueError(f"sequence {number} is empty: give at least one base or leave it out.")
-    return [clean(sequence, f"sequence {number}").sequence for number, sequence in enumerate(found)]
+    return [clean(s, f"sequence {i}", whole=True).sequence for i, s in enumerate(found)]
 
 
 def read_labels(
@@ -69,6 +69,8 @@ def known_labels(
             f"{'labels, [n, C]' if multilabel else 'classes, [n]'}: got shape {list(labels.shape)}."
         )
     if multilabel:
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError("y of shape [n, C] must hold 0 or 1 for each label: got other values.")
         return labels.astype(np.int64)
     odd = np.setdiff1d(labels, classes)
     if len(odd):
@@ -95,6 +97,11 @@ def _checked(y: Any, count: int | None) -> Shaped[np.ndarray, "n ..."]:
             if label is None or label != label:
                 raise ValueError(f"The label of sequence {number} is missing (NaN or None).")
         labels = np.array(labels.tolist())
+    if labels.dtype.kind == "U":
+        # So numpy writes NaN among words.
+        missing = np.flatnonzero(np.isin(labels, ("", "nan")).reshape(len(labels), -1).any(1))
+        if len(missing):
+            raise ValueError(f"The label of sequence {missing[0]} is missing (NaN or empty).")
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             at = int(np.argmax(~np.isfinite(labels).reshape(len(labels), -1).all(1)))
@@ -110,8 +117,36 @@ def held_out(
     groups: Any,
     share: float,
     seed: int,
+    *,
+    names: Sequence[Any] | None = None,
 ) -> Bool[np.ndarray, " n"]:
-    """True on the rows for validation: whole groups, or by class with duplicates on one side."""
+    """True on the rows for validation: whole groups, or by class; duplicates are on one side.
+
+    ValueError where a class would not be trained on; `names` are those of the classes, for its sentence.
+    """
+    chosen = _chosen(sequences, labels, groups, share, seed)
+    kept, every = (_present(rows) for rows in (labels[~chosen], labels))
+    if lost := np.setdiff1d(every, kept).tolist():
+        name = lost[0] if names is None else names[lost[0]]
+        raise ValueError(
+            f"The split leaves no sequence of {name!r} to train on, as its groups or duplicates stay on one "
+            "side: give other groups, another seed, or a validation set."
+        )
+    return chosen
+
+
+def _present(labels: Int[np.ndarray, "n ..."]) -> Int[np.ndarray, " C"]:
+    """The classes that some row has; of several labels, those that are 1 somewhere."""
+    return np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+
+
+def _chosen(
+    sequences: Sequence[str],
+    labels: Int[np.ndarray, "n ..."],
+    groups: Any,
+    share: float,
+    seed: int,
+) -> Bool[np.ndarray, " n"]:
     chosen = np.zeros(len(sequences), bool)
     if groups is not None:
         given = np.asarray(groups)
@@ -120,7 +155,7 @@ def held_out(
                 f"groups must have one entry for each of {len(sequences)} sequences: got shape "
                 f"{list(given.shape)}."
             )
-        chosen[group_split(given, share, seed)[1]] = True
+        chosen[group_split(joined_groups(given, sequences), share, seed)[1]] = True
         return chosen
     same = sequence_groups(sequences)
     _, first = np.unique(same, return_index=True)

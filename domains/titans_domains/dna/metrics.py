@@ -90,9 +90,10 @@ def intervals(
 ) -> dict[str, Figure]:
     """The figures with 95 % intervals, by drawing as many sequences with replacement."""
     random = np.random.default_rng(seed)
-    drawn = [
-        scores(truth[i], proba[i]) for i in random.integers(len(truth), size=(samples, len(truth)))
-    ]
+    drawn = []
+    for _ in range(samples):
+        rows = random.integers(len(truth), size=len(truth))
+        drawn.append(scores(truth[rows], proba[rows]))
     found = {}
     for name, value in scores(truth, proba).items():
         there = [row[name] for row in drawn if not np.isnan(row[name])] or [float("nan")]

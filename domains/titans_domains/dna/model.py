@@ -3,7 +3,6 @@
 B batch, T tokens, C outputs: classes, or labels that may hold together.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 
 from titans_domains.dna.encoder import Encoder, ModelConfig, reverse
 from titans_domains.dna.heads import KmerBag, Linear, Pooling
-from titans_domains.dna.tokenizers import FIRST_BASE, NucleotideTokenizer
+from titans_domains.dna.tokenizers import FIRST_BASE, DnaTokenizer, NucleotideTokenizer
 
 
 class SequenceNetwork(nn.Module):
     """Logits [B, C] of padded tokens, which are the same however far a sequence is padded.
 
-    `complement` maps a token to that of the other strand; only strands="one" goes without.
+    Only strands="one" goes without tokens that have a complement.
     """
 
     complement: Tensor
@@ -25,13 +24,12 @@ class SequenceNetwork(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        *,
-        vocab_size: int,
+        tokenizer: DnaTokenizer,
         outputs: int,
-        complement: Int[np.ndarray, " V"] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.outputs = config, outputs
+        vocab_size, complement = tokenizer.vocab_size, tokenizer.complement
         if config.strands != "one" and complement is None:
             raise ValueError(
                 f"strands must be 'one' for tokens that have no complement: got {config.strands!r}. "
@@ -51,7 +49,7 @@ class SequenceNetwork(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.out = nn.Linear(head.hidden, outputs)
         self.linear = Linear(vocab_size, head.positions, outputs) if head.linear else None
-        bases = vocab_size == NucleotideTokenizer.vocab_size
+        bases = tokenizer.kind == NucleotideTokenizer.kind
         self.bag = KmerBag(head.kmers, outputs, FIRST_BASE) if head.kmers and bases else None
 
     def other_strand(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,26 +44,42 @@ def draft(path: Path) -> Iterator[BinaryIO]:
 
 
 class Rows:
-    """Lines of a stream; the first line's header waits for it."""
+    """Lines of a stream; the header waits for the first one, or for the end."""
 
-    def __init__(self, file: TextIO, as_json: bool = False) -> None:
-        self.file, self.as_json, self.count = file, as_json, 0
+    def __init__(self, file: TextIO, as_json: bool = False, header: str = "") -> None:
+        self.file, self.as_json, self.header, self.count = file, as_json, header, 0
 
     def row(self, cells: Cells) -> None:
         """A line of a table by column: TSV, or a JSON object per line."""
         if self.as_json:
-            self.line(json.dumps(cells))
+            self.line(to_json(cells))
         else:
-            self.line("\t".join(map(figure, cells.values())), "\t".join(cells))
+            self.header = self.header or "\t".join(cells)
+            self.line("\t".join(map(figure, cells.values())))
 
-    def line(self, text: str, header: str = "") -> None:
-        if header and not self.count:
-            self.file.write(header + "\n")
+    def line(self, text: str) -> None:
+        self.begin()
         self.file.write(text + "\n")
         self.count += 1
 
+    def begin(self) -> None:
+        """Writes the header where nothing was written yet."""
+        if self.header and not self.count and not self.as_json:
+            self.file.write(self.header + "\n")
+
     def flush(self) -> None:
         self.file.flush()
+
+
+def to_json(table: Cells) -> str:
+    """JSON, which has no NaN: null stands for it."""
+    return json.dumps(_without_nan(table), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def figure(value: Any) -> str:
@@ -70,18 +87,25 @@ def figure(value: Any) -> str:
 
 
 @contextmanager
-def rows(path: Path | None, stream: TextIO, what: str, *, as_json: bool = False) -> Iterator[Rows]:
+def rows(
+    path: Path | None, stream: TextIO, what: str, *, as_json: bool = False, header: str = ""
+) -> Iterator[Rows]:
     """Rows to a file that is whole or not there, or to a stream without one, of which an error says so.
 
-    `what` is what a row holds, for that sentence.
+    `what` is what a row holds, for that sentence. `header` is there even where no row comes.
     """
     if path is not None:
         with draft(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-            yield Rows(text, as_json)
+            table = Rows(text, as_json, header)
+            yield table
+            if not table.count:
+                table.begin()
         return
-    table = Rows(stream, as_json)
+    table = Rows(stream, as_json, header)
     try:
         yield table
+        if not table.count:
+            table.begin()
     except (ValueError, OSError) as error:
         if not table.count or isinstance(error, BrokenPipeError):
             raise

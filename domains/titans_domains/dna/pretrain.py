@@ -20,6 +20,7 @@ from titans_domains.dna.pretraining import (
     hide,
     target_nats,
 )
+from titans_domains.dna.reading import ambiguous_line
 from titans_domains.dna.tokenizers import PAD, DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
 from titans_domains.language.streams import Batch, Corpus, Streams
@@ -35,7 +36,8 @@ class PretrainTask:
 
     `train` and `valid` are contigs, or parts of them, as tokens (plus SOFT where the loss is not to
     count). A row reads its contig on from batch to batch, with the memory carried in causal models, and
-    begins another where it ends. With `complement`, the other strands are contigs too.
+    begins another where it ends. With `complement`, the other strands are contigs too. `ambiguous` is how
+    many IUPAC codes became N in them, for `describe`.
     """
 
     def __init__(
@@ -51,11 +53,18 @@ class PretrainTask:
         hidden_share: float = 0.15,
         complement: Int[np.ndarray, " V"] | None = None,
         data_sha256: str | None = None,
+        ambiguous: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.valid = model, tokenizer, valid
         self.seq_len, self.seed, self.hidden_share = seq_len, seed, hidden_share
         self.data_sha256, self.rows = data_sha256, config.batch_size
-        self.bases = sum(map(len, train))
+        self.bases, self.ambiguous = sum(map(len, train)), ambiguous
+        for what, contigs in (("train on", train), ("hold out", valid)):
+            if sum(map(len, contigs)) and not any(map(self._counts, contigs)):
+                raise ValueError(
+                    f"No base to {what} counts in the loss: all are unknown (N), or in lower case under "
+                    "data.soft_masked=false; give other sequence, or data.soft_masked=true."
+                )
         texts = list(train)
         if complement is not None:
             texts += [other_strand(ids, complement) for ids in train]
@@ -78,9 +87,11 @@ class PretrainTask:
 
     def describe(self) -> str:
         kind = "causal" if isinstance(self.model, CausalModel) else "masked"
+        unknown = f"; {ambiguous_line(self.ambiguous)}" if self.ambiguous else ""
         return (
             f"{kind}, {self.model.config.backbone.mixer}, {count_parameters(self.model):,} "
             f"parameters; {self.bases:,} tokens to train on, {sum(map(len, self.valid)):,} held out"
+            f"{unknown}"
         )
 
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
@@ -105,10 +116,15 @@ class PretrainTask:
             chances, counted, state = self.model(inputs, mask), counted & chosen, ()
         nats = target_nats(chances, targets).masked_fill(~counted, 0)
         count = int(counted.sum())
+        # Where no token of a batch counts there is nothing to learn, and no figure.
         loss = nats.sum() / max(1, count)
-        return Step(
-            loss, state, inputs.numel(), {"loss": loss.item(), "bits": loss.item() / math.log(2)}
-        )
+        figure = loss.item() if count else math.nan
+        return Step(loss, state, inputs.numel(), {"loss": figure, "bits": figure / math.log(2)})
+
+    def _counts(self, ids: Ids) -> bool:
+        """Whether the loss of any token counts."""
+        allowed = self.model.allowed.cpu().numpy()
+        return bool(((ids < SOFT) & allowed[ids % SOFT]).any())
 
     def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets, and True where the loss counts."""
@@ -149,7 +165,7 @@ class PretrainTask:
                 count += step[1]
         self.model.train(was_training)
         name = "bits_per_base" if self.tokenizer.kind == "nucleotide" else "bits_per_token"
-        return {name: total / max(1, count) / math.log(2)}
+        return {name: total / count / math.log(2) if count else math.nan}
 
     def _validation_steps(self) -> Iterator[tuple[float, int]]:
         """Nats and number of the tokens that count, sequence by sequence."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from titans_domains.dna.calls import MOST_BASES
 from titans_domains.dna.examples import encode_all, in_order, padded
 from titans_domains.dna.labels import strings
 from titans_domains.dna.pretraining import CausalModel, CausalState, MaskedModel, target_nats
@@ -22,7 +23,8 @@ MODES: tuple[Mode, ...] = ("carried", "frozen", "reset")
 PIECE = 4096
 """Bases fed at a time. It changes no number."""
 ROWS = 64
-"""Sequences, or copies of one with a hidden token each, that are read at once. It changes no number."""
+"""Sequences, or copies of one with a hidden token each, that are read at once at most. It changes no
+number."""
 
 
 class StreamState(NamedTuple):
@@ -67,7 +69,8 @@ class Pretrained:
     def _pseudo(self, ids: np.ndarray) -> float:
         whole = torch.from_numpy(ids).to(self.device)
         total = 0.0
-        for places in torch.arange(len(ids), device=self.device).split(ROWS):
+        copies = max(1, min(ROWS, MOST_BASES // len(ids)))
+        for places in torch.arange(len(ids), device=self.device).split(copies):
             rows = torch.arange(len(places), device=self.device)
             hidden = whole.repeat(len(places), 1)
             hidden[rows, places] = self.tokenizer.mask_id

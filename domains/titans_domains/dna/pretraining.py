@@ -117,6 +117,11 @@ class MaskedModel(nn.Module):
                 "direction must be 'both' and stem.pool 1 to predict hidden tokens: got "
                 f"{config.direction!r} and {config.stem.pool}."
             )
+        if tokenizer.kind == "kmer":
+            raise ValueError(
+                "A masked model needs tokens that share no base, as the neighbours of a hidden k-mer "
+                "spell it out: take data.tokenizer=nucleotide, got kmer."
+            )
         self.config = config
         self.encoder = Encoder(config, tokenizer.vocab_size)
         self.out = nn.Linear(self.encoder.width, tokenizer.vocab_size)

@@ -46,11 +46,14 @@ class Cleaned(NamedTuple):
     soft_mask: Bool[np.ndarray, " T"] | None  # True on lower case; None where not asked for
 
 
-def clean(sequence: str, name: str, *, soft_mask: bool = False, offset: int = 0) -> Cleaned:
+def clean(
+    sequence: str, name: str, *, soft_mask: bool = False, offset: int = 0, whole: bool = False
+) -> Cleaned:
     """The sequence in A, C, G, T and N: upper case, U as T, IUPAC codes as N.
 
     ValueError for any other letter, which says by `name` whose it is, and where: counted from 1, after
-    the `offset` bases that stand before this piece.
+    the `offset` bases that stand before this piece. Of a `whole` record at least half of the letters must
+    be bases or N: short proteins are made of IUPAC codes too.
     """
     letters = sequence.encode("ascii", "replace")
     if odd := letters.translate(None, _KNOWN):
@@ -60,8 +63,19 @@ def clean(sequence: str, name: str, *, soft_mask: bool = False, offset: int = 0)
         )
     upper = letters.upper()
     ambiguous = Counter({c: n for c in AMBIGUOUS if (n := upper.count(c.encode()))})
+    if whole and 2 * ambiguous.total() > len(letters):
+        raise ValueError(
+            f"{name}: {ambiguous.total():,} of {len(letters):,} letters are ambiguous (IUPAC codes other "
+            "than N), as in a protein: give nucleotides."
+        )
     soft = np.frombuffer(letters, np.uint8) >= ord("a") if soft_mask else None
     return Cleaned(letters.translate(_LETTERS).decode(), ambiguous, soft)
+
+
+def ambiguous_line(count: int) -> str:
+    """What is to be said of IUPAC codes."""
+    what = "base (IUPAC code) was" if count == 1 else "bases (IUPAC codes) were"
+    return f"{count:,} ambiguous {what} read as N"
 
 
 def _advice(letter: str) -> str:
@@ -123,11 +137,17 @@ def open_lines(path: Path) -> Iterator["Lines"]:
         if kind == "bgzip" and raw.seekable():
             _check_end(raw, path)
         inner: Any = gzip.GzipFile(fileobj=raw) if kind else raw
-        try:
-            with io.TextIOWrapper(inner, encoding="utf-8-sig", errors="replace") as text:
-                yield Lines(text, raw)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is cut short or damaged: {str(error).rstrip('.')}.") from None
+        with unpacking(path), io.TextIOWrapper(inner, "utf-8-sig", errors="replace") as text:
+            yield Lines(text, raw)
+
+
+@contextmanager
+def unpacking(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """ValueError where a compressed file is cut short or damaged, as the `others` say too."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, *others) as error:
+        raise ValueError(f"{path} is cut short or damaged: {str(error).rstrip('.')}.") from None
 
 
 def _existing(path: Path) -> Path:

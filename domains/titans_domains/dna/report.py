@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from titans_domains.dna.calls import batches
-from titans_domains.dna.labelled import EMBEDDED, Labelled, labelled_splits
+from titans_domains.dna.labelled import EMBEDDED, Labelled
 from titans_domains.dna.labels import known_labels
 from titans_domains.dna.markov import Markov
 from titans_domains.dna.metrics import intervals
@@ -22,8 +22,10 @@ from titans_domains.dna.task import (
     last_share,
     read_contigs,
     split_examples,
+    splits_of,
 )
 from titans_domains.dna.tokenizers import codes
+from titans_domains.hub import HUB
 
 if TYPE_CHECKING:
     from titans_domains.dna.classifier import SequenceClassifier
@@ -36,7 +38,7 @@ def remarks(config: DnaConfig) -> list[str]:
     if config.kind != "train":
         return []
     source = config.data.source
-    splits = labelled_splits(source)
+    splits = splits_of(config.data)
     found = [f"{overlap}." for overlap in overlaps({k: v.sequences for k, v in splits.items()})]
     for name, rows in splits.items():
         if name in ("train", "all") and (count := duplicates(rows.sequences)):
@@ -60,24 +62,55 @@ def bayes_line() -> str:
     return f"The best possible (Bayes) accuracy on the made promoters is {accuracy:.4f} +- {error:.4f}."
 
 
-def rows_for(run: Path, config: DnaConfig, source: str | None) -> tuple[str, Labelled]:
-    """The name of a split and its rows: the test split if there is one, else what the run held out."""
-    splits = labelled_splits(config.data.source if source is None else source)
+def rows_for(
+    run: Path, config: DnaConfig, source: str | None, genome: Path | None = None
+) -> tuple[str, Labelled]:
+    """The name of a split and its rows: test if there is one, else what the run held out.
+
+    Of another source: test, else valid, else what is no split to train on.
+    """
+    data = config.data
+    if source is not None:
+        data = replace(data, source=source)
+    if genome is not None:
+        data = replace(data, genome=str(genome))
+    splits = splits_of(data)
     if "test" in splits:
         return "test", splits["test"]
     if source is not None:
-        name = next(iter(splits))
+        names = [name for name in ("valid", *splits) if name in splits and name != "train"]
+        # A data set of the hub may have but one split, which is called so.
+        if not names and not source.startswith(HUB):
+            raise ValueError(
+                f"{source} has no split but train, and figures on it say nothing: give test or valid, or "
+                "the table itself."
+            )
+        name = (names or ["train"])[0]
         return name, splits[name]
-    held_out = split_examples(config.data, config.seed)[1]
+    held_out = split_examples(data, config.seed)[1]
     if held_out is None:
         raise ValueError(f"{run} held no sequences out: give some with --data.")
     return "validation", held_out
+
+
+def overlap_remarks(
+    run: Path, config: DnaConfig, source: str, split: str, rows: Labelled
+) -> list[str]:
+    """What is to be said of rows of another source that the run was trained on."""
+    try:
+        known = split_examples(config.data, config.seed)[0].sequences
+    except (OSError, ValueError) as error:
+        return [f"Whether {run} was trained on some of them could not be counted: {error}"]
+    name = source if split == "all" else f"{split} of {source}"
+    return [f"{o}." for o in overlaps({f"what {run} was trained on": known, name: rows.sequences})]
 
 
 def classifier_report(
     model: "SequenceClassifier", rows: Labelled, progress: Progress = lambda count: None
 ) -> dict[str, Any]:
     """Figures with 95 % bootstrap intervals, and how many sequences each class has."""
+    if model.multilabel_:
+        rows = rows.by_columns(model.classes_.tolist())
     truth = known_labels(rows.labels, model.classes_, model.multilabel_)
     parts = []
     for batch in batches(rows.sequences, len):
@@ -97,20 +130,23 @@ def classifier_report(
 class Parts(NamedTuple):
     train: list[str]
     held_out: list[str]
+    ambiguous: int  # IUPAC codes of the genome held out from that became N
 
 
 def held_out_contigs(run: Path, config: DnaConfig, source: str | None) -> Parts:
     """What a pretrained model learned from, and what it held out, or another genome."""
-    letters = [np.frombuffer(text.encode(), np.uint8) for text, _ in read_contigs(config.data)]
+    contigs = read_contigs(config.data)
+    letters = [np.frombuffer(contig.sequence.encode(), np.uint8) for contig in contigs]
     train, held_out = (
         [part.tobytes().decode() for part in parts]
         for parts in last_share(letters, config.data.held_out)
     )
     if source is not None:
-        held_out = [text for text, _ in read_contigs(replace(config.data, source=source))]
+        contigs = read_contigs(replace(config.data, source=source))
+        held_out = [contig.sequence for contig in contigs]
     if not sum(map(len, held_out)):
         raise ValueError(f"{run} held nothing out: give a genome with --data.")
-    return Parts(train, held_out)
+    return Parts(train, held_out, sum(contig.ambiguous for contig in contigs))
 
 
 def cost(config: DnaConfig, parts: Parts) -> int:

@@ -27,8 +27,14 @@ class Saturation(NamedTuple):
         return self.scores - self.reference
 
 
-def pick_record(path: Path, name: str | None) -> tuple[str, str]:
-    """Name and clean sequence of the record called `name`, or of a file's only one."""
+class Picked(NamedTuple):
+    name: str
+    sequence: str  # clean
+    ambiguous: int  # IUPAC codes that became N
+
+
+def pick_record(path: Path, name: str | None) -> Picked:
+    """The record called `name`, or a file's only one."""
     found = None
     for record in read_records(path):
         if name is None and found is not None:
@@ -41,7 +47,8 @@ def pick_record(path: Path, name: str | None) -> tuple[str, str]:
                 break
     if found is None:
         raise ValueError(f"{path} has no record {name!r}.")
-    return found.name, clean(found.sequence, found.where).sequence
+    done = clean(found.sequence, found.where, whole=True)
+    return Picked(found.name, done.sequence, done.ambiguous.total())
 
 
 def saturate(

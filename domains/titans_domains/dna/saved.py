@@ -131,10 +131,22 @@ def _read_run(path: Path) -> Saved:
             f"{path} is a run of kind {config.kind!r}, which knows no classes: give one of "
             "`titans dna train`."
         )
-    about = json.loads((path / CLASSES).read_text())
+    about = _read_classes(path / CLASSES)
     best = path / BEST
     weights = best if best.is_file() else latest(path / "checkpoints") / WEIGHTS
     return Saved({}, fitted_model(config, about["positions"]), about, [weights])
+
+
+def _read_classes(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; is this a run of titans dna train?")
+    try:
+        table = json.loads(path.read_text())
+        return {name: table[name] for name in ("classes", "multilabel", "positions", "length")}
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged: it is cut short or is no table.") from None
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}.") from None
 
 
 def load_encoder(network: SequenceNetwork, run: Path, tokenizer: DnaTokenizer) -> None:

@@ -40,6 +40,8 @@ def shortest_of(model: Any) -> int:
 class Scorer(NamedTuple):
     names: list[str]  # of the columns of a score
     score: Score
+    # Whether only sequences with as many known bases can be compared: each of them lowers a likelihood.
+    even: bool = False
 
 
 class LikelihoodModel(Protocol):
@@ -90,11 +92,25 @@ def length_of(model: Any) -> int:
     return int(getattr(model, "length_", 0) or model.window)
 
 
+def window_of(model: Any, scorer: Scorer, asked: int | None) -> int:
+    """Bases around a variant: what is asked for, or as many as in training."""
+    size = asked or length_of(model)
+    # Half of an even window may be all that is left of it.
+    least = shortest_of(model) * (2 if scorer.even else 1)
+    if size < least:
+        raise ValueError(
+            f"--window must be at least {least} bases, as the model's tokens need {shortest_of(model)}: got "
+            f"{size}."
+        )
+    return size
+
+
 def likelihood_scorer(model: LikelihoodModel) -> Scorer:
     """The logarithm (base e) of the chance that the model gives a sequence."""
     return Scorer(
         ["log_likelihood"],
         lambda x: _in_batches(lambda part: model.log_likelihood(part)[:, None], x),
+        even=True,
     )
 
 

@@ -57,21 +57,24 @@ def sequence_groups(sequences: Iterable[str]) -> Int[np.ndarray, " n"]:
     return np.array([numbers.setdefault(canonical(s), len(numbers)) for s in sequences])
 
 
-def stratified_folds(
-    labels: Shaped[np.ndarray, "n ..."], count: int, seed: int
-) -> Int[np.ndarray, " n"]:
-    """A fold for each row, so that the folds have sizes and shares of classes that differ by one at most."""
-    classes = _codes(labels)
-    if count < 2 or count > len(classes):
-        raise ValueError(
-            f"There must be at least 2 folds, and a row for each: got {count} folds, {len(classes)} rows."
-        )
-    order = np.random.default_rng(seed).permutation(len(classes))
-    # Dealt round by round, class after class, as cards are.
-    order = order[np.argsort(classes[order], kind="stable")]
-    folds = np.empty(len(classes), np.int64)
-    folds[order] = np.arange(len(classes)) % count
-    return folds
+def joined_groups(
+    groups: Shaped[np.ndarray, " n"], sequences: Iterable[str]
+) -> Shaped[np.ndarray, " n"]:
+    """The groups, of which those with a sequence in common, on either strand, have one name."""
+    names, codes = np.unique(groups, return_inverse=True)
+    joined = list(range(len(names)))  # each group points at an earlier one that it is joined to
+
+    def root(group: int) -> int:
+        while joined[group] != group:
+            joined[group] = group = joined[joined[group]]
+        return group
+
+    owner: dict[int, int] = {}
+    for group, sequence in zip(codes.tolist(), sequence_groups(sequences).tolist(), strict=True):
+        ends = root(group), root(owner.setdefault(sequence, group))
+        joined[max(ends)] = min(ends)
+    found: np.ndarray = names[[root(group) for group in codes.tolist()]]
+    return found
 
 
 def stratified_split(
@@ -101,7 +104,8 @@ def group_split(
     names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise ValueError(
-            f"A split by groups needs at least 2 groups: all rows are in {names[0]!r}."
+            f"A split by groups needs at least 2 groups with no sequence in common: all rows are in "
+            f"{names[0]!r}, or in groups tied to it."
         )
     order = np.random.default_rng(seed).permutation(len(names))
     before = np.cumsum(sizes[order]) - sizes[order]

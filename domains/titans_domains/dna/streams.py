@@ -63,7 +63,8 @@ def _pieces(parts: Iterator[tuple[str, int, str]], path: Path, size: int) -> Ite
         where = f"{path}, line {line}, record {contig!r}"
         if not text and not start:
             raise ValueError(f"{where} {NO_SEQUENCE}")
-        done = clean(text[:length], where, soft_mask=True, offset=start)
+        whole = last and not start
+        done = clean(text[:length], where, soft_mask=True, offset=start, whole=whole)
         assert done.soft_mask is not None
         piece = Piece(contig, start, done.sequence, last, done.ambiguous.total(), done.soft_mask)
         start += length
@@ -100,6 +101,11 @@ def _genbank_parts(lines: Lines, path: Path) -> Iterator[tuple[str, int, str]]:
         for text in lines:
             words = text.split()
             if text.startswith("LOCUS "):
+                if len(words) < 3:
+                    raise ValueError(
+                        f"{path}, line {lines.number}: LOCUS must be followed by a name and a number of "
+                        f"bases: got {text.strip()[:60]!r}."
+                    )
                 name, length = words[1], words[2]
             elif text.startswith("VERSION ") and len(words) > 1:
                 name = words[1]
@@ -111,8 +117,8 @@ def _genbank_parts(lines: Lines, path: Path) -> Iterator[tuple[str, int, str]]:
             text = lines.readline()
             if not text:
                 raise ValueError(f"{where} is cut short.")
-            # Behind the number of its first base.
-            part = "".join(text.split()[1:])
+            # Behind the number of its first base, and in lower case, which masks nothing here.
+            part = "".join(text.split()[1:]).upper()
             count += len(part)
             yield name, line, part
         if length != str(count):

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from titans_domains.dna.classify import ClassifyTask, build
 from titans_domains.dna.configs import DNA_PRESETS, DnaConfig, DnaData
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.examples import Examples, encode_all, fingerprint
+from titans_domains.dna.genome import Genome
 from titans_domains.dna.labelled import EMBEDDED, Labelled, labelled_splits
 from titans_domains.dna.labels import held_out, known_labels, read_labels
 from titans_domains.dna.markov import UNKNOWN, Markov
 from titans_domains.dna.pretrain import SOFT, Ids, PretrainTask
 from titans_domains.dna.pretrained import Pretrained
 from titans_domains.dna.pretraining import CausalModel, MaskedModel
+from titans_domains.dna.saved import load_encoder
+from titans_domains.dna.splits import chromosome_split
 from titans_domains.dna.streams import read_pieces
 from titans_domains.dna.tokenizers import (
     FIRST_BASE,
@@ -46,7 +49,11 @@ class DnaDomain:
         source = config.data.source
         if source != EMBEDDED and not source.startswith(HUB) and Path(source).exists():
             source = str(Path(source).resolve())
-        return replace(config, data=replace(config.data, source=source))
+        genome, pretrained = (
+            path and str(Path(path).resolve()) for path in (config.data.genome, config.pretrained)
+        )
+        data = replace(config.data, source=source, genome=genome)
+        return replace(config, data=data, pretrained=pretrained)
 
     def task(self, config: DnaConfig, device: torch.device, folder: Path | None = None) -> Task:
         if config.kind == "train":
@@ -57,26 +64,45 @@ class DnaDomain:
 DOMAIN = DnaDomain()
 
 
+def splits_of(data: DnaData) -> dict[str, Labelled]:
+    """The splits of a classifier's data, whose places are looked up in its genome."""
+    genome = None if data.genome is None else Genome(data.genome)
+    return labelled_splits(data.source, genome=genome)
+
+
 def split_examples(data: DnaData, seed: int) -> tuple[Labelled, Labelled | None]:
     """The labelled sequences to train on, and those for validation."""
-    splits = labelled_splits(data.source)
+    splits = splits_of(data)
     train = splits.get("train", splits.get("all"))
     if train is None:
         raise ValueError(f"{data.source} has no split to train on, only {', '.join(splits)}.")
+    if data.valid_chromosomes:
+        if "valid" in splits:
+            raise ValueError(
+                f"{data.source} has a validation split of its own: leave data.valid_chromosomes away."
+            )
+        rest, chosen = chromosome_split(train.groups, data.valid_chromosomes)
+        return train.take(rest), train.take(chosen)
     if "valid" in splits or not data.held_out:
         return train, splits.get("valid")
-    numbers, _, _ = read_labels(train.labels, len(train.sequences))
-    chosen = held_out(train.sequences, numbers, train.groups, data.held_out, seed)
+    numbers, classes, _ = read_labels(train.labels, len(train.sequences))
+    chosen = held_out(
+        train.sequences, numbers, train.groups, data.held_out, seed,
+        names=train.columns or classes.tolist(),
+    )  # fmt: skip
     return train.take(np.flatnonzero(~chosen)), train.take(np.flatnonzero(chosen))
 
 
 def classify_task(config: DnaConfig, device: torch.device, folder: Path | None) -> ClassifyTask:
     train, valid = split_examples(config.data, config.seed)
-    tokenizer = _tokenizer(config.data, train.sequences, folder)
+    begun = None if config.pretrained is None else Path(config.pretrained)
+    tokenizer = _tokenizer(config.data, train.sequences, folder or begun)
     targets, classes, multilabel = read_labels(train.labels, len(train.sequences))
     examples = Examples(encode_all(tokenizer, train.sequences, train.names), targets)
     others = None
     if valid is not None:
+        if train.columns is not None:
+            valid = valid.by_columns(train.columns)
         others = Examples(
             encode_all(tokenizer, valid.sequences, valid.names),
             known_labels(valid.labels, classes, multilabel),
@@ -85,6 +111,8 @@ def classify_task(config: DnaConfig, device: torch.device, folder: Path | None) 
     torch.manual_seed(config.seed)
     positions = max(map(len, examples.tokens))
     model = build(fitted_model(config, positions), tokenizer, len(classes), device=device)
+    if begun is not None and folder is None:
+        load_encoder(model, begun, tokenizer)
     return ClassifyTask(
         model, examples, others, tokenizer=tokenizer, classes=names,
         batch_size=config.train.batch_size, seed=config.seed, smoothing=config.loss.smoothing,
@@ -92,6 +120,21 @@ def classify_task(config: DnaConfig, device: torch.device, folder: Path | None) 
         length=max(map(len, train.sequences)),
         data_sha256=fingerprint(train.sequences, train.labels),
     )  # fmt: skip
+
+
+def begun_from(config: DnaConfig, run: Path) -> DnaConfig:
+    """The configuration of a classifier with the encoder and the tokens of a pretrained run."""
+    theirs, _ = load_run_table(run, DOMAIN)
+    if theirs.kind == "train":
+        raise ValueError(f"{run} is a classifier: give a run of `titans dna pretrain`.")
+    encoder = {name: getattr(theirs.model, name) for name in ("stem", "backbone", "direction")}
+    tokens = {name: getattr(theirs.data, name) for name in ("tokenizer", "k", "vocab_size")}
+    return replace(
+        config,
+        model=replace(config.model, **encoder),
+        data=replace(config.data, **tokens),
+        pretrained=str(run),
+    )
 
 
 def fitted_model(config: DnaConfig, positions: int) -> ModelConfig:
@@ -109,7 +152,7 @@ def _tokenizer(data: DnaData, sequences: list[str], folder: Path | None) -> DnaT
 def pretrain_task(config: DnaConfig, device: torch.device, folder: Path | None) -> PretrainTask:
     data = config.data
     contigs = read_contigs(data)
-    text = [contig for contig, _ in contigs]
+    text = [contig.sequence for contig in contigs]
     tokenizer = _tokenizer(data, text, folder)
     if not data.soft_masked and tokenizer.kind != "nucleotide":
         raise ValueError(
@@ -121,7 +164,7 @@ def pretrain_task(config: DnaConfig, device: torch.device, folder: Path | None) 
         raise ValueError(
             "data.both_strands needs tokens that have a complement: single bases, or k-mers of stride 1."
         )
-    ids = [tokens_of(tokenizer, *contig) for contig in contigs]
+    ids = [tokens_of(tokenizer, contig.sequence, contig.ignored) for contig in contigs]
     train, valid = last_share(ids, data.held_out)
     torch.manual_seed(config.seed)
     model = new_model(config, tokenizer)
@@ -132,6 +175,7 @@ def pretrain_task(config: DnaConfig, device: torch.device, folder: Path | None) 
         config=config.train, seq_len=data.seq_len, seed=config.seed,
         hidden_share=config.loss.hidden_share, complement=complement,
         data_sha256=hashlib.sha256("\n".join(text).encode()).hexdigest(),
+        ambiguous=sum(contig.ambiguous for contig in contigs),
     )  # fmt: skip
 
 
@@ -141,19 +185,27 @@ def new_model(config: DnaConfig, tokenizer: DnaTokenizer) -> CausalModel | Maske
     return MaskedModel(config.model, tokenizer)
 
 
-def read_contigs(data: DnaData) -> list[tuple[str, Bool[np.ndarray, " T"] | None]]:
-    """The clean contigs of a genome, and which bases the loss leaves out."""
+class GenomeContig(NamedTuple):
+    sequence: str  # clean
+    ignored: Bool[np.ndarray, " T"] | None  # bases that the loss leaves out
+    ambiguous: int  # IUPAC codes that became N
+
+
+def read_contigs(data: DnaData) -> list[GenomeContig]:
+    """The contigs of a genome."""
     if data.source == EMBEDDED:
-        return [("".join(labelled_splits(EMBEDDED)["train"].sequences), None)]
+        made = "".join(labelled_splits(EMBEDDED)["train"].sequences)
+        return [GenomeContig(made, None, 0)]
     parts: dict[tuple[str, int], list[Any]] = {}
     count = 0
     for piece in read_pieces(data.source):
         count += not piece.start
         parts.setdefault((piece.contig, count), []).append(piece)
     return [
-        (
+        GenomeContig(
             "".join(piece.sequence for piece in pieces),
             None if data.soft_masked else np.concatenate([piece.soft_mask for piece in pieces]),
+            sum(piece.ambiguous for piece in pieces),
         )
         for pieces in parts.values()
     ]

@@ -22,37 +22,62 @@ class Variant(NamedTuple):
     ref: str
     alt: str
     line: int
+    ambiguous: int = 0  # IUPAC codes that became N
 
 
 class Alleles(NamedTuple):
-    """Windows of one size, the allele's first base at `size // 2` of both."""
+    """Windows of one size or, `even`, of as many known bases; the allele begins at `size // 2` of both."""
 
     variant: Variant
     ref: str
     alt: str
+    ambiguous: int  # IUPAC codes that became N
 
 
 class Skipped:
-    """How many alleles were left out because they are no sequences (<DEL>, *, breakends)."""
+    """How many alleles were left out: no sequences (<DEL>, *, breakends), or too long for a window."""
 
     count = 0
+    long = 0
+    first_long = 0  # line of the first that is too long
+
+    def remarks(self, size: int) -> list[str]:
+        found = []
+        if self.count:
+            found.append(f"{_left_out(self.count)} no sequence (<DEL>, *, ...).")
+        if self.long:
+            found.append(
+                f"{_left_out(self.long)} longer than half of a window of {size} bases, the first in line "
+                f"{self.first_long}: give a larger --window to have them scored."
+            )
+        return found
 
 
-def read_vcf(path: str | Path, genome: Genome, skipped: Skipped) -> Iterator[Variant]:
-    """Every allele of every line, REF checked against the genome; ValueError for a line that does not fit."""
+def _left_out(count: int) -> str:
+    what = "allele was left out: it is" if count == 1 else "alleles were left out: they are"
+    return f"{count} {what}"
+
+
+def read_vcf(
+    path: str | Path, genome: Genome, skipped: Skipped, longest: int | None = None
+) -> Iterator[Variant]:
+    """Every allele of every line, REF checked against the genome; ValueError for a line that does not fit.
+
+    Variants with an allele of more than `longest` bases are skipped.
+    """
     path, count = Path(path), 0
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.startswith("#") or not line.strip():
                 continue
             count += 1
-            yield from _alleles(line, f"{path}, line {number}", number, genome, skipped)
+            yield from _alleles(line, f"{path}, line {number}", number, genome, skipped, longest)
     if not count:
         raise ValueError(f"{path} is empty: it holds no variant.")
 
 
 def _alleles(
-    line: str, where: str, number: int, genome: Genome, skipped: Skipped
+    line: str, where: str, number: int, genome: Genome, skipped: Skipped, longest: int | None
 ) -> Iterator[Variant]:
     cells = line.rstrip("\n").split("\t")
     if len(cells) < 5 or not cells[1].isdecimal():
@@ -63,7 +88,7 @@ def _alleles(
     contig, position, name = cells[0], int(cells[1]), cells[2]
     if not cells[3]:
         raise ValueError(f"{where}: REF is empty.")
-    ref = clean(cells[3], f"{where}, REF").sequence
+    ref, codes, _ = clean(cells[3], f"{where}, REF")
     start = position - 1
     genome.check(contig, start, start + len(ref), where)
     there = genome.fetch(contig, start, start + len(ref))
@@ -76,18 +101,26 @@ def _alleles(
         if not alt or set(alt) & set("<>[]*."):
             skipped.count += 1
             continue
-        yield Variant(contig, position, name, ref, clean(alt, f"{where}, ALT").sequence, number)
+        done = clean(alt, f"{where}, ALT")
+        if longest is not None and max(len(ref), len(alt)) > longest:
+            skipped.long += 1
+            skipped.first_long = skipped.first_long or number
+            continue
+        ambiguous = codes.total() + done.ambiguous.total()
+        yield Variant(contig, position, name, ref, done.sequence, number, ambiguous)
 
 
 def _shown(letters: str) -> str:
     return letters if len(letters) <= 20 else f"{letters[:20]}... ({len(letters)} bases)"
 
 
-def windows(genome: Genome, variant: Variant, size: int, where: str) -> Alleles:
+def windows(
+    genome: Genome, variant: Variant, size: int, where: str, *, even: bool = False
+) -> Alleles:
     """The reference and the alternative in the same surroundings, N beyond the ends of the contig.
 
     Both windows begin at the same base. An insertion pushes bases out on the right, a deletion draws
-    bases in.
+    bases in. `even` ends both where they hold as many known bases, as the one with fewer has.
     """
     longest = max(len(variant.ref), len(variant.alt))
     if longest > size - size // 2:
@@ -96,27 +129,43 @@ def windows(genome: Genome, variant: Variant, size: int, where: str) -> Alleles:
             f"of a window of {size}: give a larger --window, or leave it out."
         )
     start = variant.position - 1
-    left = _padded(genome, variant.contig, start - size // 2, start)
+    left, before = _padded(genome, variant.contig, start - size // 2, start)
     end = start + len(variant.ref)
-    right = _padded(genome, variant.contig, end, end + size)
-    return Alleles(
-        variant,
-        (left + variant.ref + right)[:size],
-        (left + variant.alt + right)[:size],
-    )
+    shortest = min(len(variant.ref), len(variant.alt))
+    right, after = _padded(genome, variant.contig, end, end + size - size // 2 - shortest)
+    ref, alt = ((left + allele + right)[:size] for allele in (variant.ref, variant.alt))
+    if even:
+        count = min(known(ref), known(alt))
+        ref, alt = (_cut(window, count, len(left)) for window in (ref, alt))
+    return Alleles(variant, ref, alt, variant.ambiguous + before + after)
 
 
-def _padded(genome: Genome, contig: str, start: int, end: int) -> str:
+def known(sequence: str) -> int:
+    """How many bases of a clean sequence are known."""
+    return len(sequence) - sequence.count("N")
+
+
+def _cut(sequence: str, count: int, shortest: int) -> str:
+    """As far as the last of its first `count` known bases; what both windows begin with stays."""
+    places = [at for at, base in enumerate(sequence) if base != "N"][:count]
+    return sequence[: max([shortest, *(at + 1 for at in places[-1:])])]
+
+
+def _padded(genome: Genome, contig: str, start: int, end: int) -> tuple[str, int]:
+    """Bases, N beyond the contig's ends, and how many IUPAC codes became N."""
     length = genome.lengths[contig]
     first, last = max(start, 0), min(end, length)
-    inside = genome.fetch(contig, first, last) if first < last else ""
-    return (
-        "N" * (min(end, 0) - min(start, 0)) + inside + "N" * (max(end, length) - max(start, length))
-    )
+    left = "N" * (min(end, 0) - min(start, 0))
+    right = "N" * (max(end, length) - max(start, length))
+    if first >= last:
+        return left + right, 0
+    inside = genome.read(contig, first, last)
+    return left + inside.sequence + right, inside.ambiguous.total()
 
 
 class Effect(NamedTuple):
     variant: Variant
+    bases: tuple[int, int]  # known ones of each window
     ref: Float[np.ndarray, " S"]
     alt: Float[np.ndarray, " S"]
 
@@ -126,16 +175,18 @@ def effects(score: Score, alleles: Iterable[Alleles]) -> list[Effect]:
     pairs = list(alleles)
     sequences = list(dict.fromkeys(s for pair in pairs for s in (pair.ref, pair.alt)))
     found = dict(zip(sequences, score(sequences), strict=True))
-    return [Effect(pair.variant, found[pair.ref], found[pair.alt]) for pair in pairs]
+    return [
+        Effect(p.variant, (known(p.ref), known(p.alt)), found[p.ref], found[p.alt]) for p in pairs
+    ]
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    scores = [f"{name}_{which}" for name in names for which in ("ref", "alt", "diff")]
+    return ["contig", "position", "id", "ref", "alt", *scores, "bases_ref", "bases_alt"]
 
 
 def cells_of(effect: Effect, names: Sequence[str]) -> Cells:
-    """A row: the variant as the VCF has it, then each score of both windows and alt minus ref."""
-    cells: Cells = dict(
-        zip(("contig", "position", "id", "ref", "alt"), effect.variant, strict=False)
-    )
-    for name, ref, alt in zip(names, effect.ref, effect.alt, strict=True):
-        cells |= {
-            f"{name}_ref": float(ref), f"{name}_alt": float(alt), f"{name}_diff": float(alt - ref),
-        }  # fmt: skip
-    return cells
+    """A row: the variant as the VCF has it, each score of both windows and alt minus ref, known bases."""
+    scores = np.stack([effect.ref, effect.alt, effect.alt - effect.ref], 1).ravel()
+    cells = (*effect.variant[:5], *map(float, scores), *effect.bases)
+    return dict(zip(columns(names), cells, strict=True))

@@ -17,6 +17,7 @@ from titans_domains.dna.calls import (
     bed_items,
     call,
     checked,
+    header_of,
     record_items,
     window_items,
     write_call,
@@ -108,7 +109,7 @@ def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(kind: str, *, whole: bool = True, as_json: bool = False) -> list[str]:
     file = io.StringIO()
-    table = Rows(file, as_json)
+    table = Rows(file, as_json, header_of(kind, ["no", "yes"], whole=whole))
     items = [item("TTC", "chr 1;x", 5, "-"), item("ACG", "b")]
     for found in call(ByPosition(), items):
         write_call(table, kind, found, ["no", "yes"], whole=whole)
@@ -178,6 +179,15 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), draft(path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_rows_has_its_header(tmp_path: Path) -> None:
+    for as_json, text in ((False, "a\tb\n"), (True, "")):
+        stream = io.StringIO()
+        for path in (tmp_path / "x.tsv", None):
+            with rows(path, stream, "rows", as_json=as_json, header="a\tb"):
+                pass
+        assert stream.getvalue() == (tmp_path / "x.tsv").read_text() == text
 
 
 def test_of_a_stream_an_error_says_what_stands() -> None:

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.utils import estimator_checks as checks
 from tiny_dna import planted, tiny_model
 
-from titans_domains.dna import SequenceClassifier, classify
+from titans_domains.dna import SequenceClassifier, calls, classify, examples
 from titans_domains.dna.labels import held_out
 from titans_domains.dna.reading import reverse_complement
 
@@ -107,6 +107,27 @@ def test_classes_are_what_the_labels_were(labels: Any) -> None:
     assert estimator.score(X, labels) == (found == np.asarray(labels)).mean()
 
 
+def test_no_more_bases_are_read_at_once_than_fit(
+    fitted: SequenceClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*X[:9], "ACGT" * 20, "ACG"]
+    wanted = fitted.predict_proba(rows), fitted.embed(rows), fitted.gradients(rows)
+    sizes: list[int] = []
+    original = examples.pad_batch
+
+    def watched(tokens: Any) -> Any:
+        found = original(tokens)
+        sizes.append(found[0].numel() if len(tokens) > 1 else 0)
+        return found
+
+    monkeypatch.setattr(examples, "pad_batch", watched)
+    monkeypatch.setattr(calls, "MOST_BASES", 60)
+    found = fitted.predict_proba(rows), fitted.embed(rows), fitted.gradients(rows)
+    assert 0 < max(sizes) <= 60
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_scikit_learn_s_tools_take_it() -> None:
     import pandas as pd
 
@@ -157,6 +178,11 @@ def test_validation_keeps_groups_and_duplicates_together() -> None:
     chosen = held_out(X, Y, groups, 0.25, 0)
     assert 0 < chosen.sum() < len(X)
     assert not set(groups[chosen]) & set(groups[~chosen])
+    # A copy in another group ties the two together.
+    shared = [reverse_complement(X[0]) if i == 20 else x for i, x in enumerate(X)]
+    for seed in range(8):
+        tied = held_out(shared, Y, groups, 0.25, seed)
+        assert len(set(tied[groups == 0]) | set(tied[groups == 5])) == 1
     doubled = [*X, *map(reverse_complement, X), *X]
     labels = np.tile(Y, 3)
     chosen = held_out(doubled, labels, None, 0.25, 0)
@@ -164,6 +190,15 @@ def test_validation_keeps_groups_and_duplicates_together() -> None:
     assert np.array_equal(chosen[:48], chosen[48:96])
     assert np.array_equal(chosen[:48], chosen[96:])
     assert labels[chosen].mean() == 0.5
+
+
+def test_a_split_that_takes_a_class_from_training_is_refused() -> None:
+    words = np.array(["no", "yes"])[Y]
+    with pytest.raises(ValueError, match="leaves no sequence of '(no|yes)' to train on"):
+        quick().fit(X, words, groups=Y)
+    several = np.stack([Y, 1 - Y, np.ones_like(Y)], 1)
+    with pytest.raises(ValueError, match="leaves no sequence of [01] to train on"):
+        quick().fit(X, several, groups=Y)
 
 
 def test_validation_examples_that_were_trained_on_are_said() -> None:
@@ -197,8 +232,10 @@ def test_class_weights_move_the_guess() -> None:
 def test_members_are_averaged() -> None:
     both = quick(members=2, seed=3).fit(X, Y)
     single = [quick(seed=3), quick(seed=4)]
-    # The second member has a seed of its own, but the first one's validation set.
-    assert np.allclose(single[0].fit(X, Y).predict_proba(X), both_first(both).predict_proba(X))
+    # Each member has a seed of its own, which draws its validation set too.
+    for number, one in enumerate(single):
+        chances = both_first(both, number).predict_proba(X)
+        assert np.allclose(one.fit(X, Y).predict_proba(X), chances)
     assert len(both.networks_) == 2
     assert both.embed(X).shape == (48, 16)
     chances = [both_first(both, n).predict_proba(X) for n in (0, 1)]
@@ -277,6 +314,8 @@ def test_a_damaged_classifier_is_refused(fitted: SequenceClassifier, tmp_path: P
         (["ACGT", "AC"], [0.5, 1.0], "must hold classes, not fractions"),
         (["ACGT", "AC"], [np.nan, 1.0], "label of sequence 0 is missing"),
         (["ACGT", "AC"], ["a", None], "label of sequence 1 is missing"),
+        (["ACGT", "AC"], ["a", float("nan")], "label of sequence 1 is missing"),
+        (["ACGT", "AC"], ["a", ""], "label of sequence 1 is missing"),
         (["ACGT", "AC"], [[0, 2], [1, 0]], "must hold 0 or 1"),
         ([["ACGT", "AC"]], [0], "one string for each: got shape"),
     ],
@@ -286,11 +325,43 @@ def test_what_cannot_be_trained_on_is_said(sequences: Any, labels: Any, message:
         quick().fit(sequences, labels)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1: got 0"),
+        ({"members": 0}, "members must be at least 1: got 0"),
+        ({"epochs": 0}, "epochs must be at least 1: got 0"),
+        ({"patience": 0}, "patience must be at least 1: got 0"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be at least 0 and below 1: got 2.0"),
+        ({"validation_fraction": np.nan}, "validation_fraction must be at least 0 and below 1"),
+        ({"class_weight": {1: -5}}, "class_weight must be above 0 and finite .* got -5 for 1"),
+        ({"class_weight": {0: np.nan}}, "class_weight must be above 0 and finite .* got nan for 0"),
+        ({"lr": 0.0}, "lr must be positive"),
+    ],
+)
+def test_settings_that_cannot_be_are_said_before_training(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        quick(**settings).fit(X, Y)
+
+
+def test_a_batch_of_one_place_is_refused() -> None:
+    settings: dict[str, Any] = {"batch_size": 1, "validation_fraction": 0}
+    with pytest.raises(ValueError, match="at least 2 for sequences as short as 2 tokens: got 1"):
+        quick(**settings).fit(["ACGTA", "AC"], [0, 1])
+    quick(**settings).fit(["ACGTA", "ACG"], [0, 1])
+    quick(**settings | {"batch_size": 2}).fit(["A", "C"], [0, 1])
+
+
 def test_short_sequences_and_odd_validation_are_said() -> None:
     with pytest.raises(ValueError, match="sequence 1 has 2 bases"):
         quick(tokenizer="kmer", k=4).fit(["ACGTA", "AC"], [0, 1])
     with pytest.raises(ValueError, match="The class 2 is not among those trained on: 0, 1"):
         quick().fit(X, Y, validation=(["ACG"], [2]))
+    several = np.stack([Y, 1 - Y], 1)
+    with pytest.raises(ValueError, match="must hold 0 or 1 for each label"):
+        quick().fit(X, several, validation=(["ACG", "CA"], [[0, 2], [1, 0]]))
     with pytest.raises(ValueError, match="groups must have one entry for each of 48"):
         quick().fit(X, Y, groups=[1, 2])
     with pytest.raises(ValueError, match="class_weight must be by class, 0, 1: got 5"):

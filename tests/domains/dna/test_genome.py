@@ -49,6 +49,27 @@ def test_a_place_in_a_late_block_of_bgzip_is_reached(tmp_path: Path) -> None:
     assert genome.fetch("a", 0, 150_000) == contigs["a"]
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("part", ["data", "header", "checksum"])
+def test_a_damaged_late_block_of_bgzip_is_said(tmp_path: Path, part: str, *, indexed: bool) -> None:
+    contigs = {"a": bases(150_000)}
+    path = packed(tmp_path / "x.fa.bgz", fasta(contigs), "bgzip")
+    genome = Genome(path)
+    assert genome.blocks is not None
+    second, third = genome.blocks.raw[1:3]
+    at = {"data": second + 400, "header": second, "checksum": third - 8}[part]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 4]) + whole[at + 4 :])
+    if indexed:
+        fai = tmp_path / "x.fa.bgz.fai"
+        fai.write_text("\t".join(map(str, ("a", *genome.index["a"]))) + "\n")
+        os.utime(fai, (path.stat().st_mtime + 5,) * 2)
+    with pytest.raises(ValueError, match="x.fa.bgz is cut short or damaged: "):
+        Genome(path)
+    with pytest.raises(ValueError, match="x.fa.bgz is cut short or damaged: "):
+        genome.fetch("a", 70_000, 70_010)
+
+
 def test_an_index_of_samtools_is_taken_where_it_is_newer(tmp_path: Path) -> None:
     path = packed(tmp_path / "x.fa", ">a\nACGTA\nCG\n>b\nTT\n", "plain")
     fai = tmp_path / "x.fa.fai"

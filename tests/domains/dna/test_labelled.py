@@ -45,6 +45,12 @@ def test_labels_may_be_words_and_names_may_lack(tmp_path: Path) -> None:
     assert found.groups is None
 
 
+def test_whole_numbers_of_more_than_64_bits_are_words(tmp_path: Path) -> None:
+    large = str(2**63)
+    found = labelled(write(tmp_path / "x.csv", f"sequence,label\nACGT,1\nAC,-{large}\n"))
+    assert found.labels.tolist() == ["1", f"-{large}"]
+
+
 def test_several_label_columns_are_a_matrix(tmp_path: Path) -> None:
     text = "sequence,label_liver,label_brain\nACGT,1,0\nAC,1,1\n"
     found = labelled(write(tmp_path / "x.csv", text))
@@ -52,6 +58,10 @@ def test_several_label_columns_are_a_matrix(tmp_path: Path) -> None:
     assert found.columns == ["label_liver", "label_brain"]
     with pytest.raises(ValueError, match="x.csv, line 2: label_liver must be 0 or 1: got '2'"):
         labelled(write(tmp_path / "x.csv", text.replace("1,0", "2,0")))
+    turned = found.by_columns(["label_brain", "label_liver"])
+    assert turned.labels.tolist() == [[0, 1], [1, 1]]
+    with pytest.raises(ValueError, match="must be those trained on, label_liver, label_eye: got"):
+        found.by_columns(["label_liver", "label_eye"])
 
 
 def test_a_sequence_may_be_longer_than_the_cells_of_csv(tmp_path: Path) -> None:
@@ -144,6 +154,21 @@ REFUSED = {
         "x.csv, line 3 must have 2 columns: it has 1",
     ),
     "protein": ("x.csv", "sequence,label\nAC,1\nMEL,1\n", "x.csv, line 3, position 2: 'E'"),
+    "label NaN": (
+        "x.csv",
+        "sequence,label\nAC,1\nAC,NaN\n",
+        "x.csv, line 3 has no label: got 'NaN'",
+    ),
+    "label NA": (
+        "x.csv",
+        "sequence,label\nAC,yes\nAC,NA\n",
+        "x.csv, line 3 has no label: got 'NA'",
+    ),
+    "short protein": (
+        "x.csv",
+        "sequence,label\nAC,1\nMKV,1\n",
+        "x.csv, line 3: 3 of 3 letters are",
+    ),
     "gap": ("x.data", "EI,a,AC\nEI,b,A-C\n", "x.data, line 2, position 2: '-'"),
     "UCI ragged": ("x.data", "EI,a,AC\nEI,b\n", "x.data, line 2 must have 3 columns: it has 2"),
     "FASTA": ("x.fa", ">a\nAC\n", "x.fa has no labels"),
@@ -164,6 +189,11 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         labelled(tmp_path)
     (tmp_path / "positive").mkdir()
     with pytest.raises(ValueError, match="is empty: it has no sequence"):
+        labelled(tmp_path)
+    # Another class, and what tools leave behind, do not hide that one is missing.
+    write(tmp_path / "negative/0.txt", "ACGT\n")
+    (tmp_path / ".cache").mkdir()
+    with pytest.raises(ValueError, match="The class .*positive is empty"):
         labelled(tmp_path)
     write(tmp_path / "positive/0.txt", "\n")
     with pytest.raises(ValueError, match="0.txt has no sequence"):

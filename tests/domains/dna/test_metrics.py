@@ -1,6 +1,7 @@
 """The figures against scikit-learn's, and intervals that hold what they claim."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_intervals_hold_the_figure_and_narrow_with_more_sequences() -> None:
         # Of a share p of n the interval is 2 * 1.96 sqrt(p (1 - p) / n) wide.
         assert widths[-1] == pytest.approx(3.92 * math.sqrt(0.16 / count), rel=0.3)
     assert widths[0] > 3 * widths[1]
+
+
+def test_intervals_hold_few_rows_at_a_time() -> None:
+    truth = np.array([0, 1] * 5000)
+    tracemalloc.start()
+    intervals(truth, np.stack([1 - truth, truth], 1).astype(float), samples=100)
+    # All numbers of rows that are drawn take 8 MB.
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:

@@ -15,7 +15,7 @@ from titans_domains.dna.heads import KmerBag
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.reading import reverse_complement
 from titans_domains.dna.stem import MaskedBatchNorm
-from titans_domains.dna.tokenizers import FIRST_BASE, MASK, KmerTokenizer, pad_batch
+from titans_domains.dna.tokenizers import FIRST_BASE, MASK, BpeTokenizer, KmerTokenizer, pad_batch
 
 LENGTHS = [40, 1, 17, 2, 33, 25]
 
@@ -151,28 +151,26 @@ def test_an_equivariant_model_trains_on_both_strands_and_average_on_one_of_them(
 def test_tokens_without_complement_have_one_strand() -> None:
     tokenizer = KmerTokenizer(4, stride=2)
     with pytest.raises(ValueError, match="strands must be 'one' for tokens"):
-        SequenceNetwork(
-            tiny_model(strands="average"),
-            vocab_size=tokenizer.vocab_size,
-            outputs=2,
-            complement=tokenizer.complement,
-        )
+        SequenceNetwork(tiny_model(strands="average"), tokenizer, 2)
 
 
 @torch.no_grad()
 def test_overlapping_kmers_have_two_strands() -> None:
     tokenizer = KmerTokenizer(3)
-    model = SequenceNetwork(
-        tiny_model(strands="equivariant"),
-        vocab_size=tokenizer.vocab_size,
-        outputs=2,
-        complement=tokenizer.complement,
-    )
+    model = SequenceNetwork(tiny_model(strands="equivariant"), tokenizer, 2)
     rows = sequences(4, 9, 30)
     model = model.double().eval()
     here = model(*pad_batch([tokenizer.encode(row) for row in rows]))
     there = model(*pad_batch([tokenizer.encode(reverse_complement(row)) for row in rows]))
     assert torch.allclose(here, there, rtol=0, atol=1e-12)
+
+
+def test_only_tokens_of_single_bases_are_counted_as_kmers() -> None:
+    """BPE of bases alone has as many tokens, in another order."""
+    pairs = BpeTokenizer.train(["ACGTN"], 7)
+    assert pairs.vocab_size == TOKENIZER.vocab_size
+    assert SequenceNetwork(tiny_model(), pairs, 2).bag is None
+    assert SequenceNetwork(tiny_model(), TOKENIZER, 2).bag is not None
 
 
 @pytest.mark.parametrize("part", ["slots", "place_channels", "linear"])

@@ -1,6 +1,7 @@
 """Causal and masked models: what they may know, that streams can be cut, and where a Markov model begins."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tiny_dna import TOKENIZER, sequences, tiny_model
 
 from titans_core import MIXERS, detach
 from titans_core.state import named_tensors
+from titans_domains.dna import calls, pretrained
 from titans_domains.dna.markov import Markov
 from titans_domains.dna.pretrain import PretrainTask, other_strand
 from titans_domains.dna.pretrained import Mode, Pretrained
@@ -151,6 +153,26 @@ def test_the_likelihood_of_a_sequence_is_what_its_bases_cost() -> None:
     assert np.isfinite(found).all()
 
 
+@torch.no_grad()
+def test_no_more_bases_are_read_at_once_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["ACGTTGCA", "ACG", "ACGNNACGTTAGGACC"]
+    for model in (causal(), masked()):
+        reader = Pretrained(model, TOKENIZER, 12)
+        wanted = reader.log_likelihood(rows), reader.embed(rows)
+        sizes: list[int] = []
+
+        def watch(module: Any, args: Any, sizes: list[int] = sizes) -> None:
+            sizes.append(args[0].numel() if len(args[0]) > 1 else 0)
+
+        with monkeypatch.context() as patch, model.encoder.register_forward_pre_hook(watch):
+            patch.setattr(calls, "MOST_BASES", 20)
+            patch.setattr(pretrained, "MOST_BASES", 20)
+            found = reader.log_likelihood(rows), reader.embed(rows)
+        assert 0 < max(sizes) <= 20
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert np.allclose(ours, theirs, atol=1e-6)
+
+
 def test_embeddings_do_not_see_padding() -> None:
     for model in (causal(), masked()):
         reader = Pretrained(model, TOKENIZER, 12)
@@ -170,6 +192,8 @@ def test_models_refuse_what_they_cannot_do() -> None:
         CausalModel(tiny_model(), TOKENIZER)
     with pytest.raises(ValueError, match="direction must be 'both' and stem.pool 1"):
         MaskedModel(tiny_model(pool=2), TOKENIZER)
+    with pytest.raises(ValueError, match="the neighbours of a hidden k-mer spell it out"):
+        MaskedModel(tiny_model(pool=1), KmerTokenizer(3))
     with pytest.raises(ValueError, match="order must be 0 for tokens of kind 'kmer'"):
         CausalModel(tiny_model(direction="forward"), KmerTokenizer(3), 2)
 
@@ -217,6 +241,24 @@ def test_bases_that_are_left_out_cost_nothing_and_are_read() -> None:
     chances, _ = model(inputs, mask=batch.mask)
     wanted = target_nats(chances, targets)[counted].mean().item()
     assert made.step(batch, ()).loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_batch_of_which_nothing_counts_has_no_figure() -> None:
+    ids = tokens_of(TOKENIZER, "ACGT" * 24, np.arange(96) < 48)
+    made = PretrainTask(
+        causal().float(),
+        TOKENIZER,
+        [ids],
+        [ids],
+        config=TrainConfig(batch_size=1),
+        seq_len=48,
+        seed=0,
+    )
+    source = made.batches(None)
+    first, second = (made.step(next(source)[0], ()) for _ in range(2))
+    assert (first.loss.item(), second.log["loss"]) == (0, second.loss.item())
+    assert math.isnan(first.log["loss"])
+    assert math.isnan(first.log["bits"])
 
 
 @pytest.mark.parametrize("mixer", ["lmm", "mag"])

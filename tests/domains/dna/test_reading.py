@@ -153,6 +153,13 @@ def test_the_refusal_says_what_to_do(letter: str, advice: str) -> None:
         clean(f"AC{letter}", "x")
 
 
+def test_a_record_of_ambiguous_letters_is_taken_for_a_protein() -> None:
+    assert clean("ACRYNN", "x", whole=True).ambiguous.total() == 2
+    assert clean("RYK", "x").sequence == "NNN"
+    with pytest.raises(ValueError, match="x: 3 of 5 letters are ambiguous .* as in a protein"):
+        clean("ACRYK", "x", whole=True)
+
+
 @given(st.text(alphabet="ACGTN", max_size=50))
 def test_the_other_strand_is_biopythons(sequence: str) -> None:
     assert reverse_complement(sequence) == str(Seq(sequence).reverse_complement())

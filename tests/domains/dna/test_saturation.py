@@ -56,10 +56,10 @@ def test_the_picture_is_a_png() -> None:
 
 def test_a_record_is_picked_by_name_or_is_the_only_one(tmp_path: Path) -> None:
     path = packed(tmp_path / "x.fa", ">a b\nACR\n>c\nGG\n", "plain")
-    assert pick_record(path, "a") == ("a", "ACN")
-    assert pick_record(path, "c") == ("c", "GG")
+    assert pick_record(path, "a") == ("a", "ACN", 1)
+    assert pick_record(path, "c") == ("c", "GG", 0)
     with pytest.raises(ValueError, match="several records: say with --record which to take, 'a'"):
         pick_record(path, None)
     with pytest.raises(ValueError, match="has no record 'b'"):
         pick_record(path, "b")
-    assert pick_record(packed(tmp_path / "y.fa", ">c\ngu\n", "plain"), None) == ("c", "GT")
+    assert pick_record(packed(tmp_path / "y.fa", ">c\ngu\n", "plain"), None) == ("c", "GT", 0)

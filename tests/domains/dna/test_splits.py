@@ -12,9 +12,9 @@ from titans_domains.dna.splits import (
     chromosome_split,
     duplicates,
     group_split,
+    joined_groups,
     overlaps,
     sequence_groups,
-    stratified_folds,
     stratified_split,
 )
 
@@ -42,20 +42,8 @@ def test_duplicates_on_both_strands_are_counted() -> None:
     assert sequence_groups([one, two, reverse_complement(one), one]).tolist() == [0, 1, 0, 0]
 
 
-@given(LABELS, st.integers(2, 4), st.integers(0, 3))
-def test_folds_are_even_in_size_and_in_every_class(
-    labels: np.ndarray, count: int, seed: int
-) -> None:
-    folds = stratified_folds(labels, count, seed)
-    assert np.ptp(np.bincount(folds, minlength=count)) <= 1
-    for label in np.unique(labels):
-        assert np.ptp(np.bincount(folds[labels == label], minlength=count)) <= 1
-    assert (folds == stratified_folds(labels, count, seed)).all()
-
-
-def test_another_seed_gives_other_folds() -> None:
+def test_another_seed_gives_another_split() -> None:
     labels = np.arange(60) % 3
-    assert (stratified_folds(labels, 5, 0) != stratified_folds(labels, 5, 1)).any()
     assert (stratified_split(labels, 0.2, 0)[1] != stratified_split(labels, 0.2, 1)[1]).any()
 
 
@@ -94,6 +82,20 @@ def test_groups_stay_whole(groups: list[str], share: float) -> None:
     assert not set(names[first]) & set(names[second])
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abcdef")), min_size=1, max_size=12))
+def test_groups_with_a_sequence_in_common_are_one(rows: list[tuple[int, str]]) -> None:
+    sequences = [bases(20, seed=number) for number, _ in rows]
+    sequences = [s if i % 2 else reverse_complement(s) for i, s in enumerate(sequences)]
+    joined = joined_groups(np.array([group for _, group in rows]), sequences).tolist()
+    # Two rows are tied where a path of rows with one group or one sequence leads from each to the other.
+    tied = np.array([[a[0] == b[0] or a[1] == b[1] for b in rows] for a in rows])
+    for _ in rows:
+        tied = tied @ tied
+    for here, name in enumerate(joined):
+        assert [other == name for other in joined] == tied[here].tolist()
+        assert name == min(rows[there][1] for there in np.flatnonzero(tied[here]))
+
+
 def test_a_split_by_groups_is_near_its_share() -> None:
     names = np.repeat(np.arange(50), 4)
     for seed in range(5):
@@ -113,8 +115,6 @@ def test_chromosomes_are_held_out_by_name() -> None:
 
 
 def test_impossible_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 5 folds, 4 rows"):
-        stratified_folds(np.arange(4), 5, 0)
     with pytest.raises(ValueError, match="every class has one row"):
         stratified_split(np.arange(4), 0.5, 0)
     with pytest.raises(ValueError, match="between 0 and 1: got 1"):

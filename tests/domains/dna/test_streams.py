@@ -73,6 +73,8 @@ def test_genbank_is_read_as_fasta_is(tmp_path: Path) -> None:
     joined: dict[str, str] = {}
     for piece in read_pieces(path, 50):
         joined[piece.contig] = joined.get(piece.contig, "") + piece.sequence
+        # Its sequences are always in lower case.
+        assert not piece.soft_mask.any()
     assert joined == {f"{name}.1": sequence for name, sequence in contigs.items()}
 
 
@@ -103,6 +105,12 @@ REFUSED = {
     "GenBank cut short": (genbank(("A", "ACGT" * 99))[:-40], "record 'A.1' is cut short"),
     "GenBank of another length": (
         genbank(("A", "ACGT" * 5)).replace("20 bp", "21 bp"), "must have 21 bases: it has 20",
+    ),
+    "GenBank without a length": (
+        "LOCUS       A\nORIGIN\n        1 acgt\n//\n", "x, line 1: LOCUS must be followed by a name and",
+    ),
+    "a protein of IUPAC codes": (
+        ">a\nACGT\n>b\nMKVSHR\n", "x, line 3, record 'b': 6 of 6 letters are ambiguous",
     ),
 }  # fmt: skip
 

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dna_files import genbank
 from safetensors.torch import load_file, save_file
 from tiny_dna import CPU, planted, sequences
 
 from titans_domains.config import override
 from titans_domains.dna import DOMAIN, DnaConfig, SequenceClassifier, load_model
 from titans_domains.dna.classify import BEST
+from titans_domains.dna.labelled import labelled
+from titans_domains.dna.report import classifier_report
 from titans_domains.dna.task import load_classifier, read_contigs
 from titans_domains.runs import resume_run, train_run
 
@@ -137,13 +140,21 @@ def test_several_labels_keep_their_names(tmp_path: Path) -> None:
     path.write_text("sequence,label_early,label_late\n" + "\n".join(lines) + "\n")
     train_run(DOMAIN, config("tiny", path, "train.steps=3"), tmp_path / "run", device=CPU)
     classifier = load_classifier(tmp_path / "run", CPU)
+    own = labelled(path)
+    assert own.columns is not None
+    turned = own._replace(labels=own.labels[:, ::-1], columns=own.columns[::-1])
+    assert classifier_report(classifier, turned) == classifier_report(classifier, own)
+    with pytest.raises(ValueError, match="got label_early, label_x; label_late is in one of them"):
+        classifier_report(classifier, own._replace(columns=["label_early", "label_x"]))
     assert classifier.multilabel_
     assert classifier.classes_.tolist() == ["label_early", "label_late"]
     assert classifier.predict(rows).shape == (30, 2)
 
 
-@pytest.mark.parametrize("tokenizer", ["nucleotide", "kmer"])
-@pytest.mark.parametrize("preset", ["causal", "masked"])
+@pytest.mark.parametrize(
+    ("preset", "tokenizer"),
+    [("causal", "nucleotide"), ("causal", "kmer"), ("masked", "nucleotide")],
+)
 def test_a_pretrained_run_reads_and_begins_a_classifier(
     preset: str, tokenizer: str, genome: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +180,15 @@ def test_a_pretrained_run_reads_and_begins_a_classifier(
         ).fit(X, y)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "null", '{"classes": ["a"', ""])
+def test_a_damaged_table_of_classes_is_said(run: Path, tmp_path: Path, content: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "classes.json").write_text(content)
+    with pytest.raises(ValueError, match=r"classes.json is damaged: it "):
+        load_classifier(copy, CPU)
+
+
 def test_runs_are_taken_for_what_they_are(run: Path, genome: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a classifier: give a run of `titans dna pretrain`"):
         load_model(run, CPU)
@@ -179,8 +199,8 @@ def test_runs_are_taken_for_what_they_are(run: Path, genome: Path, tmp_path: Pat
 
 def test_a_genome_is_read_with_both_strands_its_end_held_out_and_soft_masks(genome: Path) -> None:
     contigs = read_contigs(config("causal", genome, "data.soft_masked=false").data)
-    assert [len(text) for text, _ in contigs] == [400, 400]
-    assert [None if soft is None else int(soft.sum()) for _, soft in contigs] == [0, 100]
+    assert [len(text) for text, _, _ in contigs] == [400, 400]
+    assert [None if soft is None else int(soft.sum()) for _, soft, _ in contigs] == [0, 100]
     assert contigs[1][1] is not None
     assert contigs[1][1][:100].all()
     task: Any = DOMAIN.task(config("causal", genome, "data.held_out=0.25"), CPU)
@@ -189,6 +209,25 @@ def test_a_genome_is_read_with_both_strands_its_end_held_out_and_soft_masks(geno
     assert len(task.streams.source.texts) == 4
     single: Any = DOMAIN.task(config("causal", genome, "data.both_strands=false"), CPU)
     assert len(single.streams.source.texts) == 2
+
+
+def test_a_part_of_which_no_base_counts_is_refused(tmp_path: Path) -> None:
+    text = sequences(1, 400, 400)[0].replace("N", "A")
+    for kept, what in ((0, "train on"), (300, "hold out")):
+        path = tmp_path / "genome.fa"
+        path.write_text(f">one\n{text[:kept]}{text[kept:].lower()}\n")
+        with pytest.raises(ValueError, match=f"No base to {what} counts in the loss"):
+            DOMAIN.task(config("causal", path, "data.soft_masked=false"), CPU)
+        DOMAIN.task(config("causal", path), CPU)
+    path.write_text(genbank(("A", text)))
+    DOMAIN.task(config("causal", path, "data.soft_masked=false"), CPU)
+
+
+def test_ambiguous_bases_of_a_genome_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_text(f">one\nRY{sequences(1, 400, 400)[0]}K\n")
+    line = DOMAIN.task(config("causal", path), CPU).describe()
+    assert line.endswith("; 3 ambiguous bases (IUPAC codes) were read as N")
 
 
 def test_another_source_is_another_fingerprint(table: Path, genome: Path, tmp_path: Path) -> None:

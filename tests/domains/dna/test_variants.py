@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titans_domains.dna.genome import Genome
+from titans_domains.dna.reading import Cleaned, clean
 from titans_domains.dna.scoring import class_scorer, likelihood_scorer
 from titans_domains.dna.variants import (
     Skipped,
     Variant,
     cells_of,
     effects,
+    known,
     read_vcf,
     windows,
 )
@@ -103,6 +105,24 @@ def test_alleles_stand_in_the_middle_of_windows_of_one_size(
     assert pair.ref == around[at - left : at - left + size]
     assert pair.alt == (around[at - left : at] + alt + around[at + len(ref) :])[:size]
     assert pair.alt[left : left + len(alt)] == alt
+    even = windows(
+        InMemory(sequence), Variant("c", position, ".", ref, alt, 1), size, "x.vcf", even=True
+    )
+    assert known(even.ref) == known(even.alt) == min(known(pair.ref), known(pair.alt))
+    for cut, whole in ((even.ref, pair.ref), (even.alt, pair.alt)):
+        assert whole.startswith(cut)
+        assert len(cut) >= left
+        assert not cut[left:].endswith("N")
+
+
+def test_iupac_codes_of_a_window_and_its_alleles_are_counted(tmp_path: Path) -> None:
+    genome = Genome(packed(tmp_path / "x.fa", ">c\nRACGTSCGTAAW\n", "plain"))
+    (tmp_path / "x.vcf").write_text("c\t4\t.\tG\tR\nc\t6\t.\tS\tA\nc\t9\t.\tT\tG\n")
+    read = read_vcf(tmp_path / "x.vcf", genome, Skipped())
+    found = [windows(genome, v, 6, "x") for v in read]
+    assert [(pair.ref, pair.ambiguous) for pair in found] == [
+        ("NACGTN", 3), ("CGTNCG", 1), ("NCGTAA", 1),
+    ]  # fmt: skip
 
 
 class InMemory(Genome):
@@ -113,9 +133,9 @@ class InMemory(Genome):
     def lengths(self) -> dict[str, int]:
         return {"c": len(self.sequence)}
 
-    def fetch(self, contig: str, start: int, end: int) -> str:
+    def read(self, contig: str, start: int, end: int, *, soft_mask: bool = False) -> Cleaned:
         assert 0 <= start < end <= len(self.sequence)
-        return self.sequence[start:end]
+        return clean(self.sequence[start:end], contig)
 
 
 def test_a_model_that_reads_places_sees_the_variant_where_it_is(
@@ -140,6 +160,13 @@ def test_a_model_that_reads_places_sees_the_variant_where_it_is(
         assert row["p_yes_diff"] == pytest.approx(alt - ref)
     assert list(rows[1].values())[:5] == ["chr1", 5, ".", "TG", "T"]
     assert list(rows[1])[:5] == ["contig", "position", "id", "ref", "alt"]
+    # Of eight, as many as the contig has from four before the variant on.
+    assert [(row["bases_ref"], row["bases_alt"]) for row in rows] == [
+        (8, 8),
+        (8, 8),
+        (8, 8),
+        (5, 5),
+    ]
 
 
 def test_alleles_longer_than_half_a_window_are_refused(genome: Genome) -> None:
