@@ -3,7 +3,8 @@
 Networks are trained on streams of six weeks with a forecast of a day after every patch. Unseen streams
 of twelve weeks are then read with the memory carried, frozen, and reset (each forecast from a look-back
 alone); attention with everything before it, and with a look-back alone. The linear path beside all of
-them sees a look-back. Drift is the mean number of level shifts in a stream.
+them sees a look-back. Drift is the mean number of level shifts in a stream. A run that is in the results
+already is made anew where its commit, machine, steps or seed were others.
 
     python benchmarks/drift.py --out benchmarks/results --picture docs/drift.png
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import command, provenance
 from torch import Tensor
 
 from titans_core import (
@@ -29,6 +30,7 @@ from titans_domains.timeseries.linear import fit_ridge, moments
 from titans_domains.timeseries.network import ForecastNetwork, NetworkConfig
 from titans_domains.timeseries.scaling import fill_gaps, normalise, window_scale
 from titans_domains.timeseries.synthetic import WEEK, generate
+from titans_domains.timeseries.written import write_text
 
 HORIZON, PATCH = 24, 8
 TRAINED, STREAM, BEGIN = 6 * WEEK, 12 * WEEK, 4 * WEEK
@@ -194,19 +196,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = options.out / "drift.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    results |= provenance() | {"steps": options.steps, "seed": options.seed}
+    runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
+    made = provenance() | {"steps": options.steps, "seed": options.seed}
     for lookback in LOOKBACKS:
         for mixer in MIXERS:
             name = f"{mixer}, {lookback}"
-            if name in results["runs"]:
+            if runs.get(name, {}).get("made of") == made:
                 continue
             drifts = DRIFTS if lookback == TRAINED_LOOKBACK else (TRAINED_DRIFT,)
-            results["runs"][name] = measure(mixer, lookback, drifts, options)
-            path.write_text(json.dumps(results, indent=2) + "\n")
-            print(name, results["runs"][name], flush=True)
+            found = measure(mixer, lookback, drifts, options)
+            runs[name] = {"made of": made, "command": command(), **found}
+            write_text(path, json.dumps({"runs": runs}, indent=2) + "\n")
+            print(name, runs[name], flush=True)
     if options.picture:
-        draw(results, options.picture)
+        draw({"runs": runs}, options.picture)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ def train(
         typer.Option(
             metavar="FILE",
             help="CSV file: wide (stamps, then a column per series) or long (item_id, timestamp, "
-            "target). Without it a generated set: eight hourly series of twelve weeks, with trend, "
-            "two seasons, level shifts and missing values.",
+            "target, and the columns that --set data.feat_... or data.ignored name). Without it a "
+            "generated set: eight hourly series of twelve weeks, with trend, two seasons, level shifts "
+            "and missing values.",
         ),
     ] = None,
     preset: Preset = None,
@@ -200,7 +201,11 @@ def forecast(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Forecast what follows each series: item_id, timestamp, mean and quantiles as CSV."""
+    """Forecast what follows each series: item_id, timestamp, mean and quantiles as CSV.
+
+    The mean is the median for a model of quantiles. Where the model reads data.feat_dynamic_real, the rows
+    after a series' last target hold their future, a horizon of it.
+    """
     from titans_domains.runs import choose_device
     from titans_domains.timeseries.frames import to_table
     from titans_domains.timeseries.task import load_run, series_for
@@ -293,16 +298,26 @@ def benchmark(
         typer.Option("--out", metavar="DIR", help="Folder for results.json and results.md."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """The long-horizon protocol: every test window, floors beside every figure."""
     from titans_cli.progress import Bar
     from titans_domains.config import override
+    from titans_domains.runs import choose_device
     from titans_domains.timeseries.longhorizon import Recipe, Work, markdown, run_benchmark
     from titans_domains.timeseries.written import benchmark_data, numbers, result_files, write_text
 
     recipe = override(Recipe(), settings or [])
+    where = choose_device(device)
     files = result_files(out, force)
+
+    def save(results: dict[str, Any]) -> None:
+        for file, text in zip(
+            files, (json.dumps(results, indent=2), markdown(results)), strict=False
+        ):
+            write_text(file, text + "\n")
+
     with benchmark_data(data) as path, Bar("benchmark", 1) as bar:
 
         def show(work: Work) -> None:
@@ -319,9 +334,9 @@ def benchmark(
             seeds=numbers("seeds", seeds, int),
             recipe=recipe,
             baselines=[name for name in baselines.split(",") if name],
+            device=where,
             progress=show,
             talk=bar.say,
+            save=save,
         )
-    for file, text in zip(files, (json.dumps(results, indent=2), markdown(results)), strict=False):
-        write_text(file, text + "\n")
     typer.echo(json.dumps(results) if as_json else markdown(results))

@@ -6,16 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from console import Titans, assert_refused, contents
+from console import Done, Titans, assert_refused, contents
 from tiny_timeseries import HORIZON, SETTINGS, numbers, table
 
 from titans_domains.config import override
 from titans_domains.runs import load_run_table, train_run
-from titans_domains.timeseries import synthetic
+from titans_domains.timeseries import longhorizon, synthetic
 from titans_domains.timeseries.config import DOMAIN
 from titans_domains.timeseries.download import SETS
 from titans_domains.timeseries.task import load_run
@@ -167,6 +169,64 @@ def test_the_benchmark_prints_and_writes_its_table(there: Path, titans: Titans) 
     )
 
 
+def test_a_benchmark_that_breaks_off_has_written_what_it_had(
+    there: Path, titans: Titans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = longhorizon.run_network
+
+    def breaks_off(*args: Any) -> dict[str, Any]:
+        if args[3] == 6:
+            raise ValueError("the lights went out")
+        return whole(*args)
+
+    monkeypatch.setattr(longhorizon, "run_network", breaks_off)
+    table(200).interpolate().to_csv(there / "whole.csv", index_label="date")
+    settings = ["patch_len=4", "model.dim=16", "fit.steps=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = titans(
+        "timeseries", "benchmark", "--data", "whole.csv", "--horizons", "4,6", "--lookback", "16",
+        "--device", "cpu", "--out", "results", *options,
+    )  # fmt: skip
+    assert_refused_at_last(done, "the lights went out")
+    results = json.loads((there / "results/results.json").read_text())
+    assert list(results["horizons"]) == ["4"]
+    assert "look-back 16" in (there / "results/results.md").read_text()
+
+
+def assert_refused_at_last(done: Done, sentence: str) -> None:
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1] == f"error: {sentence}"
+
+
+def test_known_features_are_forecast_with_from_the_rows_after_the_last_target(
+    there: Path, titans: Titans
+) -> None:
+    wide = table(80 + HORIZON, 2)
+    long = wide.rename_axis("timestamp").reset_index().melt("timestamp", var_name="item_id")
+    long["price"], long["shop"] = np.arange(2.0 * len(wide)) % 7, (long["item_id"] == "s1") * 1
+    future = long["timestamp"] >= wide.index[80]
+    long.rename(columns={"value": "target"}).assign(
+        target=long["value"].ffill().mask(future)
+    ).to_csv(there / "long.csv", index=False)
+    options = [
+        'data.feat_dynamic_real=["price"]', 'data.feat_static_cat=["shop"]', "data.cardinality=[2]",
+    ]  # fmt: skip
+    settings = [part for setting in options for part in ("--set", setting)]
+    done = titans("timeseries", "train", *TINY, *settings, "--data", "long.csv", "--out", "priced")
+    assert done.code == 0, done.err
+    done = titans("timeseries", "forecast", "priced")
+    assert done.code == 0, done.err
+    rows = rows_of(done.out)
+    assert [row["item_id"] for row in rows] == ["s0"] * HORIZON + ["s1"] * HORIZON
+    assert rows[0]["timestamp"] == str(wide.index[80])
+    assert titans("timeseries", "eval", "priced", "--json").code == 0
+    pd.read_csv(there / "long.csv").loc[~future].to_csv(there / "past.csv", index=False)
+    assert_refused(
+        titans("timeseries", "forecast", "priced", "--data", "past.csv"),
+        "series 's0' must have 'feat_dynamic_real' for 80 rows of the past and 6 of the future",
+    )
+
+
 NEW = ("--out", "new/run")
 TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("--data", "missing.csv", *NEW), "There is no file 'missing.csv'"),
@@ -231,6 +291,12 @@ USE: dict[str, tuple[tuple[str, ...], Callable[[Path], object], str]] = {
     "too many": (("backtest", "run", "--windows", "20"), lambda _: None, "series 's0' has 80 rows, too"),
     "another set": (("data", "ECL"), lambda _: None, "must be one of ETTh1"),
     "horizons": (("benchmark", "--horizons", "0"), lambda _: None, "--horizons must be numbers"),
+    "lookback": (("benchmark", "--lookback", "0"), lambda _: None, "lookback must be at least 1: got 0"),
+    "below": (("benchmark", "--lookback", "-5"), lambda _: None, "lookback must be at least 1: got -5"),
+    "shares": (("benchmark", "--shares", "0.7,0.3"), lambda _: None, "shares must be three numbers, of tr"),
+    "seeds": (("benchmark", "--seeds", "0,0"), lambda _: None, "seeds must name each once: got 0, 0"),
+    "repeats": (("benchmark", "--horizons", "4,4"), lambda _: None, "horizons must name each once"),
+    "device": (("benchmark", "--device", "tpu"), lambda _: None, "--device must be auto, cpu, cuda or cuda"),
     "gaps": (("benchmark", "--data", "data.csv"), lambda _: None, "must hold a finite number everywhere"),
 }  # fmt: skip
 

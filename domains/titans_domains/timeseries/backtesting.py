@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from titans_domains.timeseries import baselines
 from titans_domains.timeseries.carrying import CarryingPredictor
 from titans_domains.timeseries.checks import name_of
-from titans_domains.timeseries.frames import as_dataset, quantiles_of
+from titans_domains.timeseries.frames import as_dataset, mean_of, quantiles_of
 from titans_domains.timeseries.outputs import QUANTILES
 from titans_domains.timeseries.series import as_float32
 
@@ -50,7 +51,8 @@ def backtest(
     anew and reads on from origin to origin, its rows before the first one first. Origins are `distance`
     steps apart (the horizon where not given), and the last forecast ends with the series.
 
-    MSE of the mean and MAE of the median, over all observed steps; MASE over the season's error before
+    MSE of the mean (of the median, where a model foresees quantiles alone) and MAE of the median, over all
+    observed steps; MASE over the season's error before
     the origin; CRPS as the mean weighted quantile loss at .1 to .9; coverage, the share of values between
     the quantiles .1 and .9 (.8 is right). The baselines are points, whose CRPS is a normalised error;
     the linear one is fitted on what lies before every origin. `options` say how to read a table.
@@ -165,8 +167,10 @@ def carried(model: CarryingPredictor, cases: Sequence[Case]) -> Iterable[Forecas
     again.freeze(model.frozen)
     found: dict[int, Forecast] = {}
     turns: dict[int, list[int]] = {}
+    before: Counter[int] = Counter()
     for place, case in enumerate(cases):
-        turns.setdefault(sum(c.series == case.series for c in cases[:place]), []).append(place)
+        turns.setdefault(before[case.series], []).append(place)
+        before[case.series] += 1
     read: dict[int, int] = {}
     for places in turns.values():
         again.update([grown(cases[at], read.get(cases[at].series, 0)) for at in places])
@@ -212,7 +216,7 @@ def score(
     while batch := list(islice(pairs, BATCH)):
         data = stacked(batch, season)
         counted += data["label"].count()
-        interval |= bool((data[str(low)] != data[str(high)]).any())
+        interval |= not all(is_point(forecast) for _, forecast in batch)
         for name, metric in metrics.items():
             if np.ma.count(
                 data["label"] / data["seasonal_error"] if name == "MASE" else data["label"]
@@ -227,13 +231,20 @@ def score(
     return {name: found[name] for name in COLUMNS}
 
 
+def is_point(forecast: Forecast) -> bool:
+    """Whether it is one path, and no distribution, however narrow."""
+    from gluonts.model.forecast import SampleForecast
+
+    return isinstance(forecast, SampleForecast) and forecast.num_samples == 1
+
+
 def stacked(batch: Sequence[tuple[Case, Forecast]], season: int) -> dict[str, Any]:
     """What gluonts.ev reads of several forecasts: labels [n, H, ...], quantiles by their names."""
     levels = np.stack([quantiles_of(forecast, QUANTILES) for _, forecast in batch], 1)
     return {
         "label": np.ma.masked_invalid(np.stack([case.label.T for case, _ in batch])),
         "seasonal_error": np.ma.stack([season_error(case, season) for case, _ in batch]),
-        "mean": np.stack([forecast.mean for _, forecast in batch]),
+        "mean": np.stack([mean_of(forecast) for _, forecast in batch]),
         **dict(zip(map(str, QUANTILES), levels, strict=True)),
     }
 

@@ -3,8 +3,9 @@
 L steps of a context, H of the horizon, C channels, F features.
 
 A stream is read patch by patch from its first row on. Its scale is that of its first L rows, for good:
-until they are there, forecasts are those of a window. The last patch, whole or not, waits as raw
-values: a forecast reads it on a copy of the state, so that it is seen but not yet written.
+until they are there, forecasts are those of a window. Rows that are constant have no scale: a stream begins
+with the first context of L rows in whose first half every channel varies. The last patch, whole or not,
+waits as raw values: a forecast reads it on a copy of the state, so that it is seen but not yet written.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from titans_core import join, split, state_bytes
-from titans_domains.timeseries.checks import check_entry, name_of
+from titans_domains.timeseries.checks import check_entry, check_recent, name_of
 from titans_domains.timeseries.frames import as_dataset, to_table
 from titans_domains.timeseries.frequency import old_names
 from titans_domains.timeseries.outputs import QUANTILES
+from titans_domains.timeseries.scaling import has_scale
 from titans_domains.timeseries.series import SeriesSpec, arrays, lagged, time_features
 from titans_domains.timeseries.streams import Stream, alike, begun, is_table, joined_on
 from titans_domains.timeseries.transform import window_inputs
@@ -41,7 +43,8 @@ PIECE = 128
 class CarryingPredictor:
     """`update` with new rows, `predict` what comes after the last ones; the weights stay as they are.
 
-    Series are told apart by their item_id, and each may begin and grow on its own. Train with
+    Series are told apart by their item_id, and each may begin and grow on its own. One that is constant,
+    or has a channel that is, is forecast from its last window alone until that varies. Train with
     `TitansEstimator(carry=True)`, so that the model knows streams longer than one context.
     """
 
@@ -121,28 +124,42 @@ class CarryingPredictor:
     def _write(self, streams: Sequence[Stream]) -> None:
         """Reads all whole patches but the last; the streams are the caller's own copies."""
         config = self.predictor.module.model.config
-        length, size = config.context_length, config.patch_len
         for stream in streams:
-            if stream.loc is None and stream.count >= length:
-                past = torch.from_numpy(stream.rows.target[None, :length])
-                stream.loc, stream.scale = self._network.scale(past.nan_to_num(), ~past.isnan())
+            if stream.loc is None and stream.waiting >= config.context_length:
+                self._begin(stream)
         ready = [stream for stream in streams if stream.loc is not None]
         while ready := [s for s in ready if self._due(s)]:
             for group in alike(ready, lambda s: (self._due(s), s.state is None)):
                 self._write_group(group, self._due(group[0]))
-        keep = size + max(self.spec.lags_seq, default=0)
         for stream in streams:
-            if stream.loc is not None:
-                stream.rows = stream.rows.last(keep)
+            keep = config.context_length if stream.loc is None else config.patch_len
+            stream.rows = stream.rows.last(keep + max(self.spec.lags_seq, default=0))
+
+    def _begin(self, stream: Stream) -> None:
+        """Fixes the scale by the first context that has one; rows before it are passed over."""
+        config = self.predictor.module.model.config
+        length = config.context_length
+        rows = torch.from_numpy(stream.rows.target[-stream.waiting :])
+        contexts = stream.waiting - length + 1
+        # Half of it: a scale of one change at the end would be too small for what follows.
+        found = has_scale(rows, max(min(2, length), length // 2), config.scaling)[:contexts]
+        if found.any():
+            first = int(found.int().argmax())
+            past = rows[None, first : first + length]
+            stream.loc, stream.scale = self._network.scale(past.nan_to_num(), ~past.isnan())
+            stream.written += first
+        else:
+            # The last row waits, whatever the length.
+            stream.written += min(contexts, stream.waiting - 1)
 
     def _due(self, stream: Stream) -> int:
         """Rows to write next: up to a boundary of the grid before the last row."""
         config = self.predictor.module.model.config
         size = config.patch_len
         first = (config.context_length - 1) % size + 1
-        start = 0 if stream.written else first
+        start = 0 if stream.state is not None else first
         patches = (stream.waiting - start - 1) // size
-        if not stream.written and stream.waiting <= first:
+        if stream.state is None and stream.waiting <= first:
             return 0
         return start + size * min(max(0, patches), PIECE)
 
@@ -219,6 +236,9 @@ class CarryingPredictor:
         known = [self._known(stream) for stream in group]
         if group[0].loc is None:
             # Not yet a context: as any short series.
+            for number, stream in enumerate(group):
+                told = {"target": stream.rows.target.T, "item_id": stream.item_id}
+                check_recent(told, self.spec, name_of(told, number))
             inputs = [
                 window_inputs(s.rows._replace(known=np.concatenate([s.rows.known, k])), self.spec)
                 for s, k in zip(group, known, strict=True)

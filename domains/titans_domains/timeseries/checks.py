@@ -90,12 +90,14 @@ def check_target(
 
 
 def check_recent(entry: Mapping[str, Any], spec: SeriesSpec, name: str) -> None:
-    """ValueError where nothing is observed in what a forecast is made from."""
+    """ValueError where nothing is observed of a channel in what a forecast is made from."""
     recent = as_float32(entry["target"])[..., -spec.context_length :]
-    if np.isnan(recent).all():
+    missing = np.atleast_1d(np.isnan(recent).all(-1))
+    if missing.any():
+        channel = "" if spec.channels == 1 else f" of channel {int(missing.argmax())}"
         raise ValueError(
-            f"{name} has no value in its last {recent.shape[-1]} rows, the context that it would be "
-            "forecast from: end it at its last value, or leave it out."
+            f"{name} has no value{channel} in its last {recent.shape[-1]} rows, the context that it would "
+            "be forecast from: end it at its last value, or leave it out."
         )
 
 

@@ -70,6 +70,12 @@ def long_parts(
     wanted = [column for columns in fields.values() for column in columns]
     if missing := [column for column in wanted if column not in table.columns]:
         raise ValueError(f"{name} has no column {missing[0]!r}, which was named as a covariate.")
+    if extra := [str(c) for c in table.columns if c not in (item_id, target, *wanted)]:
+        raise ValueError(
+            f"{name} is a long table, since it has a column {target!r}, and nothing says what its column "
+            f"{extra[0]!r} is: name it as a covariate or as ignored, or rename {target!r} where every "
+            "column is a series."
+        )
     if item_id not in table.columns:
         return [("series-0", stamps, table[[target, *wanted]], [target])]
     items = table[item_id].to_numpy()

@@ -45,9 +45,12 @@ class DataConfig:
     item_id: str = "item_id"
     timestamp: str | None = None  # None: found by its name, or the first column
     target: str = "target"
-    feat_dynamic_real: tuple[str, ...] = ()
+    feat_dynamic_real: tuple[str, ...] = ()  # rows after a series' last target are their future
     past_feat_dynamic_real: tuple[str, ...] = ()
     feat_static_real: tuple[str, ...] = ()
+    feat_static_cat: tuple[str, ...] = ()  # of whole numbers from 0 on
+    cardinality: tuple[int, ...] = ()  # how many there are, for each of feat_static_cat
+    ignored: tuple[str, ...] = ()  # columns that are not read
     channels: bool = False  # the columns of a wide table are channels of one series
     valid_windows: int = 7  # horizons before the test part, kept for validation
     test_windows: int = 7  # horizons at each series' end, kept for `eval`
@@ -56,14 +59,21 @@ class DataConfig:
         for name in ("valid_windows", "test_windows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must be 0 or more: got {getattr(self, name)}.")
+        if len(self.cardinality) != len(self.feat_static_cat):
+            raise ValueError(
+                "data.cardinality must have one number for each of the "
+                f"{len(self.feat_static_cat)} columns in data.feat_static_cat: got "
+                f"{list(self.cardinality)}."
+            )
 
     def options(self) -> dict[str, Any]:
         """What says how to read a table: see `frames.from_table`."""
         names = (
             "freq", "item_id", "timestamp", "target", "feat_dynamic_real",
-            "past_feat_dynamic_real", "feat_static_real", "channels",
+            "past_feat_dynamic_real", "feat_static_real", "feat_static_cat", "ignored", "channels",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        future = None if self.feat_dynamic_real else 0
+        return {**{name: getattr(self, name) for name in names}, "future_length": future}
 
 
 @dataclass(frozen=True, kw_only=True)

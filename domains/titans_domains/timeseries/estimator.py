@@ -20,8 +20,10 @@ from titans_domains.timeseries.loaders import (
     Sampled,
     Spread,
     sampled_places,
+    stream_places,
     stream_steps,
     train_places,
+    trained_ends,
     validation_places,
 )
 from titans_domains.timeseries.model import network_config
@@ -49,7 +51,8 @@ class TitansEstimator(PyTorchLightningEstimator):
         taken after every patch.
     linear_start: whether the linear path starts at the ridge fitted on the training windows.
     num_validation_windows: windows of `validation_data` that are looked at after each epoch, spread
-        over what it has beyond the training data (all of it, where it has nothing more).
+        over what it has beyond the training data (all of it, where it has nothing more). A series is
+        known again by its item_id and its stamps; without an item_id, by its place in the data.
     seed: of weights and the order of windows. Global random states stay as they were.
 
     Without `freq` there are no time features unless `time_features` asks for them. Windows are cut
@@ -136,7 +139,7 @@ class TitansEstimator(PyTorchLightningEstimator):
         self.num_validation_windows = at_least("num_validation_windows", num_validation_windows, 1)
         self.seed = at_least("seed", seed, 0)
         self.train_sampler, self.validation_sampler = train_sampler, validation_sampler
-        self.trained_to: dict[Any, int] = {}
+        self.trained_to: dict[Any, Any] = {}
 
     def create_transformation(self) -> Transformation:
         return Prepare(to_dict(self.spec))
@@ -158,7 +161,7 @@ class TitansEstimator(PyTorchLightningEstimator):
         # GluonTS counts a data set by transforming all of it, and a list would ask for its length.
         entries = list(iter(data))
         series = [entry["arrays"] for entry in entries]
-        self.trained_to = {e.get("item_id"): len(e["arrays"].target) for e in entries}
+        self.trained_to = trained_ends(entries)
         length, horizon = self.spec.context_length, self.prediction_length
         if self.linear_start:
             plain = train_places(Windows(series, length, horizon), horizon, least=length)
@@ -167,11 +170,13 @@ class TitansEstimator(PyTorchLightningEstimator):
                 module.model.network.start_at(ridge.weight.float())
         windows = self._windows(series)
         if self.train_sampler is not None:
-            targets = [entry["target"] for entry in entries]
             return Sampled(
-                windows, targets, self.train_sampler, self.batch_size, self.num_batches_per_epoch
+                windows, entries, self.train_sampler, self.batch_size, self.num_batches_per_epoch
             )
-        places = train_places(windows, horizon, least=windows.past if self.carry else 1)
+        if self.carry:
+            places = stream_places(windows, horizon, length)
+        else:
+            places = train_places(windows, horizon, least=1)
         return Drawn(places, self.batch_size, self.num_batches_per_epoch, self.seed)
 
     def create_validation_data_loader(
@@ -180,10 +185,15 @@ class TitansEstimator(PyTorchLightningEstimator):
         entries = list(iter(data))
         windows = self._windows([entry["arrays"] for entry in entries])
         if self.validation_sampler is not None:
-            targets = [entry["target"] for entry in entries]
-            places = sampled_places(windows, targets, self.validation_sampler)
+            places = sampled_places(windows, entries, self.validation_sampler)
         else:
-            places = validation_places(windows, entries, self.prediction_length, self.trained_to)
+            places = validation_places(
+                windows,
+                entries,
+                self.prediction_length,
+                self.trained_to,
+                context=self.spec.context_length if self.carry else None,
+            )
         return Spread(places, self.num_validation_windows, self.batch_size)
 
     def _windows(self, series: list[Arrays]) -> Windows:

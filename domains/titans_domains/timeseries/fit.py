@@ -156,7 +156,7 @@ def _steps(
         index = torch.randint(train.count, (config.batch_size,), generator=random)
         past, future = train.take(index)
         if config.flip:
-            sign = 2.0 * torch.randint(2, past[:, :1].shape, generator=random) - 1
+            sign = 2.0 * torch.randint(2, past[:, :1].shape, generator=random).to(past.device) - 1
             past, future = sign * past, sign * future
         loss = loss_of(forecast(past), future)
         if not loss.isfinite():
@@ -196,8 +196,12 @@ def _forecasts(network: ForecastNetwork, windows: Windows, index: Tensor) -> Ten
 def _trial(
     step: int, share: float, after: Tensor, before: Tensor, truth: Tensor, stretch: int
 ) -> Trial:
-    """A candidate's forecasts [n, H, C] beside the start's; windows a stretch apart share no step."""
-    gains = torch.zeros(len(truth), dtype=torch.float64)
+    """A candidate's forecasts [n, H, C] beside the start's; windows a stretch apart share no step.
+
+    The error takes the means of stretches as independent. The windows of neighbouring ones share almost a
+    horizon of steps, so it is somewhat too small, and a gain is kept a little too readily.
+    """
+    gains = torch.zeros(len(truth), dtype=torch.float64, device=truth.device)
     found = []
     for size in (torch.square, torch.abs):
         errors, first = size((after - truth).double()), size((before - truth).double())

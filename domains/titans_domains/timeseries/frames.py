@@ -94,20 +94,24 @@ def from_table(
     past_feat_dynamic_real: Sequence[str] = (),
     feat_static_real: Sequence[str] = (),
     feat_static_cat: Sequence[str] = (),
-    future_length: int = 0,
+    future_length: int | None = 0,
+    ignored: Sequence[str] = (),
     channels: bool = False,
 ) -> SeriesSet:
     """The series of a table: a long one where it has a column `target`, and else a wide one.
 
     Stamps must ascend within a series; those that are missing become missing values. Covariates are
-    columns of a long table, static ones in the first row of their series. The last `future_length` rows
-    of each series hold the future of `feat_dynamic_real` and nothing else. `channels` takes a wide
+    columns of a long table, static ones in the first row of their series; a column that is neither named
+    nor in `ignored` is refused. The last `future_length` rows of each series hold the future of
+    `feat_dynamic_real` and nothing else; None takes those after its last target. `channels` takes a wide
     table as one series of several channels. Stamps with a time zone are read as UTC.
     """
     if table.empty:
         raise ValueError(f"{name} has no rows.")
     stamps, column = find_stamps(table, timestamp, name)
-    table = table.drop(columns=[] if column is None else [column])
+    if absent := [c for c in ignored if c not in table.columns]:
+        raise ValueError(f"{name} has no column {absent[0]!r}, which was to be ignored.")
+    table = table.drop(columns=[*([] if column is None else [column]), *ignored])
     fields = {
         "feat_dynamic_real": list(feat_dynamic_real),
         "past_feat_dynamic_real": list(past_feat_dynamic_real),
@@ -158,7 +162,7 @@ def entry(
     targets: list[str],
     freq: str,
     fields: dict[str, list[str]],
-    future_length: int,
+    future_length: int | None,
 ) -> dict[str, Any]:
     """One series as GluonTS has it, from its first value on.
 
@@ -173,14 +177,16 @@ def entry(
     with old_names():
         whole = pd.period_range(periods[0], periods[-1], freq=periods.freq)
         table = pd.DataFrame(numbers, index=periods).reindex(whole)
+    observed = table[targets].notna().any(axis=1).to_numpy()
+    if future_length is None:
+        future_length = int(observed[::-1].argmax())
     steps = len(table) - future_length
     if steps < 1:
         raise ValueError(
             f"series {item!r} has {len(table)} rows, and the last future_length = {future_length} hold no "
             "target: give more of it."
         )
-    observed = table[targets].iloc[:steps].notna().any(axis=1).to_numpy()
-    first = int(observed.argmax())
+    first = int(observed[:steps].argmax())
     values = as_float32(table[targets]).T[:, first:steps]
     found: dict[str, Any] = {
         "start": whole[first],
@@ -202,7 +208,10 @@ def entry(
 def to_table(
     forecasts: Iterable[Any], quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> pd.DataFrame:
-    """Forecasts as a long table: item_id, timestamp (the start of its period), mean, quantiles."""
+    """Forecasts as a long table: item_id, timestamp (the start of its period), mean, quantiles.
+
+    The mean is the median where a forecast knows quantiles alone.
+    """
     import pandas as pd
 
     parts = []
@@ -211,19 +220,25 @@ def to_table(
         with old_names():
             stamps = forecast.index.to_timestamp()
         item = forecast.item_id if forecast.item_id is not None else f"series-{number}"
-        values = quantiles_of(forecast, levels)
-        columns = {"mean": forecast.mean} | dict(zip(map(str, levels), values, strict=True))
+        values, mean = quantiles_of(forecast, levels), mean_of(forecast)
+        columns = {"mean": mean} | dict(zip(map(str, levels), values, strict=True))
         names = (forecast.info or {}).get("channels") if isinstance(forecast.info, dict) else None
-        if np.ndim(forecast.mean) == 1:
+        if mean.ndim == 1:
             parts.append(pd.DataFrame({"item_id": item, "timestamp": stamps, **columns}))
             continue
-        for channel in range(forecast.mean.shape[1]):
+        for channel in range(mean.shape[1]):
             of = names[channel] if names else f"{item}[{channel}]"
             own = {key: value[:, channel] for key, value in columns.items()}
             parts.append(pd.DataFrame({"item_id": of, "timestamp": stamps, **own}))
     if not parts:
         return pd.DataFrame(columns=["item_id", "timestamp", "mean", *map(str, quantiles)])
     return pd.concat(parts, ignore_index=True)
+
+
+def mean_of(forecast: Any) -> np.ndarray:
+    """The mean [H] or [H, C]; of quantiles alone the median, which GluonTS would print a line about."""
+    keys = getattr(forecast, "forecast_keys", ("mean",))
+    return np.asarray(forecast.mean if "mean" in keys else forecast.quantile(0.5))
 
 
 def quantiles_of(forecast: Any, levels: Sequence[float]) -> np.ndarray:

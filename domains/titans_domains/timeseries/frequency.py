@@ -65,6 +65,12 @@ def period_alias(freq: str) -> str:
         ) from None
 
 
+def steps_between(first: pd.Period, second: pd.Period) -> int:
+    """Steps from one period to another of the same frequency."""
+    with old_names():
+        return int((second - first).n // first.freq.n)
+
+
 def infer_freq(stamps: pd.DatetimeIndex) -> str | None:
     """The alias of ordered stamps, some of which may be missing; None where none fits."""
     import pandas as pd
@@ -78,7 +84,9 @@ def infer_freq(stamps: pd.DatetimeIndex) -> str | None:
         for first in range(0, len(stamps) - size + 1, max(1, size // 2)):
             if (found := pd.infer_freq(stamps[first : first + size])) is not None:
                 return _alias_or_none(found)
-    if len(steps) and (smallest := int(steps.min())) > 0 and not (steps % smallest).any():
+    smallest = int(steps.min()) if len(steps) else 0
+    # Four weeks and more may be a month, a quarter or a year, which have no one length.
+    if 0 < smallest < pd.Timedelta(days=28).value and not (steps % smallest).any():
         return pd.tseries.frequencies.to_offset(pd.Timedelta(smallest)).freqstr
     return None
 

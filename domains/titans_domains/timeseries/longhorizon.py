@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
@@ -100,21 +100,36 @@ def run_benchmark(
     seeds: Sequence[int] = (0, 1, 2),
     recipe: Recipe | None = None,
     baselines: Sequence[str] = (),
+    device: torch.device | None = None,
     progress: Progress = lambda work: None,
     talk: Callable[[str], None] = lambda line: None,
     save: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
     """The results as a table for JSON; `markdown` makes text of it. `save` is given them as they grow.
 
-    Without a look-back, the fitted linear map chooses among those of `LOOKBACKS` on validation. Test
-    windows are looked at once everything has been chosen.
+    Without a look-back, the fitted linear map chooses among those of `LOOKBACKS` on validation; what it
+    says of each is told even where one is given. Test windows are looked at once everything has been
+    chosen. Baselines are trained where GluonTS puts them, all else on `device`, the CPU if not given.
     """
-    if odd := [name for name in baselines if name not in BASELINES]:
-        raise ValueError(f"There is no baseline {odd[0]!r}: there are {', '.join(BASELINES)}.")
-    recipe = recipe or Recipe()
-    series = read_series(path, shares)
+    _check_lists(horizons, seeds, baselines)
+    if lookback is not None and lookback < 1:
+        raise ValueError(
+            f"lookback must be at least 1: got {lookback}. Leave it out to choose one."
+        )
+    recipe, device = recipe or Recipe(), device or torch.device("cpu")
+    read = read_series(path, shares)
+    series = replace(read, values=read.values.to(device))
+    if series.season is None:
+        talk(
+            f"{series.name}: its stamps have no known season, so there is no seasonal naive beside it"
+        )
     ridges: dict[tuple[int, int], Ridge] = {}
-    tried = {} if lookback else _try_lookbacks(series, horizons, ridges, progress)
+    tried = _try_lookbacks(series, horizons, ridges, progress)
+    if lookback is None and not tried:
+        raise ValueError(
+            f"{series.name} has {series.ends[0]} rows for training, too few for a look-back of "
+            f"{LOOKBACKS[0]} and a horizon of {max(horizons)}: give shorter ones."
+        )
     chosen = lookback or min(tried, key=tried.__getitem__)
     results: dict[str, Any] = {
         "data": path.name,
@@ -122,8 +137,10 @@ def run_benchmark(
         "rows": dict(zip(("train", "valid", "test"), series.ends, strict=True)),
         "channels": series.values.shape[1],
         "lookback": chosen,
-        "lookback by": "ridge on validation" if tried else "given",
+        "lookback by": "ridge on validation" if lookback is None else "given",
         "ridge on validation": {str(length): mse for length, mse in tried.items()},
+        "season": series.season,
+        "device": device.type,
         "seeds": list(seeds),
         "recipe": to_dict(recipe),
         "horizons": {},
@@ -137,12 +154,30 @@ def run_benchmark(
             row["models"][TITANS][str(seed)] = found
             talk(_line(series, chosen, horizon, TITANS, seed, found))
             for name in baselines:
-                found = _run_baseline(series, chosen, horizon, name, seed)
+                found = _run_baseline(read, chosen, horizon, name, seed)
                 row["models"].setdefault(name, {})[str(seed)] = found
                 talk(_line(series, chosen, horizon, name, seed, found))
         results["average"] = averages(results)
         save(results)
     return results
+
+
+def _check_lists(horizons: Sequence[int], seeds: Sequence[int], baselines: Sequence[str]) -> None:
+    given: dict[str, Sequence[Any]] = {
+        "horizons": horizons, "seeds": seeds, "baselines": baselines,
+    }  # fmt: skip
+    for name, values in given.items():
+        if len(set(values)) < len(values):
+            raise ValueError(
+                f"{name} must name each once: got {', '.join(map(str, values))}. Leave the repeats out."
+            )
+    for name, numbers, least in (("horizons", horizons, 1), ("seeds", seeds, 0)):
+        if not numbers or min(numbers) < least:
+            raise ValueError(
+                f"{name} must be one or more numbers of {least} or more: got {list(numbers)}."
+            )
+    if odd := [name for name in baselines if name not in BASELINES]:
+        raise ValueError(f"There is no baseline {odd[0]!r}: there are {', '.join(BASELINES)}.")
 
 
 def fit_map(series: Series, lookback: int, horizon: int) -> Ridge:
@@ -160,14 +195,9 @@ def _try_lookbacks(
     ridges: dict[tuple[int, int], Ridge],
     progress: Progress,
 ) -> dict[int, float]:
-    """Mean squared error of the ridge on validation, averaged over horizons, of each look-back."""
+    """Mean squared error of the ridge on validation, averaged over horizons, of each look-back that fits."""
     tried: dict[int, float] = {}
     possible = [n for n in LOOKBACKS if n + max(horizons) <= series.ends[0]]
-    if not possible:
-        raise ValueError(
-            f"{series.name} has {series.ends[0]} rows for training, too few for a look-back of "
-            f"{LOOKBACKS[0]} and a horizon of {max(horizons)}: give shorter ones."
-        )
     for number, lookback in enumerate(possible):
         progress(Work("choosing the look-back", number, len(possible)))
         for horizon in horizons:
@@ -204,7 +234,7 @@ def run_network(
     """Trained, chosen on validation, and then scored on every test window."""
     begun = time.perf_counter()
     torch.manual_seed(seed)
-    network = ForecastNetwork(recipe.network(series, lookback, horizon))
+    network = ForecastNetwork(recipe.network(series, lookback, horizon)).to(series.values.device)
     network.start_at(ridge.weight)
     done = 0
     what = f"{TITANS}, look-back {lookback}, horizon {horizon}, seed {seed}"

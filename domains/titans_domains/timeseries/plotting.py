@@ -71,11 +71,12 @@ def panels_of(forecasts: Iterable[Forecast]) -> Iterable[tuple[str, Forecast, in
     """A name, the forecast and the channel of it for every panel."""
     for number, forecast in enumerate(forecasts):
         item = str(forecast.item_id if forecast.item_id is not None else f"series-{number}")
-        if np.ndim(forecast.mean) == 1:
+        median = forecast.quantile(0.5)
+        if median.ndim == 1:
             yield item, forecast, None
             continue
         names = (forecast.info or {}).get("channels")
-        for channel in range(forecast.mean.shape[1]):
+        for channel in range(median.shape[1]):
             yield names[channel] if names else f"{item}[{channel}]", forecast, channel
 
 

@@ -7,11 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from titans_domains.timeseries.columns import find_stamps
+
+if TYPE_CHECKING:
+    import pandas
 
 Split = Literal["train", "valid", "test"]
 Forecaster = Callable[[Float[Tensor, "B L C"]], Float[Tensor, "B H C"]]
@@ -87,7 +92,7 @@ class Windows:
 
 
 def read_series(path: Path, shares: tuple[float, float, float] | None = None) -> Series:
-    """A CSV file with a date and then one column per channel.
+    """A CSV file with a date, which never descends, and then one column per channel.
 
     The borders are fixed rows for files named ETTh* and ETTm*, and else shares (train, valid, test) of
     all rows. Standardised by mean and standard deviation (ddof 0) of the training rows.
@@ -108,6 +113,8 @@ def read_series(path: Path, shares: tuple[float, float, float] | None = None) ->
             f"{path} must have a date and then columns of numbers: "
             + (f"column {odd[0]!r} holds something else." if odd else "it has one column.")
         )
+    stamps, _ = find_stamps(table, table.columns[0], str(path))
+    _check_order(path, stamps)
     values = torch.from_numpy(table[columns].to_numpy("float64", copy=True))
     _check_finite(path, values, list(columns))
     ends = borders(path.stem, len(values), shares)
@@ -119,7 +126,7 @@ def read_series(path: Path, shares: tuple[float, float, float] | None = None) ->
         name=path.stem,
         values=scaled[: ends[2]].float(),
         ends=ends,
-        season=_season(table[table.columns[0]]),
+        season=_season(stamps),
     )
 
 
@@ -135,6 +142,11 @@ def borders(
                 "Give shares of all rows instead, such as 0.7,0.1,0.2."
             )
         return fixed[0], fixed[1], fixed[2]
+    if shares is not None and len(shares) != 3:
+        raise ValueError(
+            "shares must be three numbers, of training, validation and test, such as 0.7,0.1,0.2: got "
+            f"{','.join(f'{share:g}' for share in shares)}."
+        )
     train, valid, test = shares or SHARES
     if min(train, valid, test) <= 0 or not math.isclose(train + valid + test, 1):
         raise ValueError(
@@ -155,12 +167,23 @@ def _check_finite(path: Path, values: Tensor, columns: Sequence[str]) -> None:
         )
 
 
-def _season(dates: object) -> int | None:
-    """Steps of a season, from the spacing of the dates; None where it is not known."""
+def _check_order(path: Path, stamps: "pandas.DatetimeIndex") -> None:
+    """Equal stamps may follow each other: weather.csv has some."""
+    back = stamps.asi8[1:] < stamps.asi8[:-1]
+    if back.any():
+        row = int(back.argmax()) + 1
+        raise ValueError(
+            f"{path}, row {row + 1} ({stamps[row]}) comes before the row above it ({stamps[row - 1]}): sort "
+            "the rows."
+        )
+
+
+def _season(stamps: "pandas.DatetimeIndex") -> int | None:
+    """Steps of a season, from the spacing of the stamps; None where it is not known."""
     import pandas
 
     try:
-        frequency = pandas.infer_freq(pandas.to_datetime(dates))
+        frequency = pandas.infer_freq(stamps)
     except (TypeError, ValueError):
         return None
     return SEASONS.get((frequency or "").split("-")[0])

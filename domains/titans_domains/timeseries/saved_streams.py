@@ -21,7 +21,7 @@ from titans_domains.timeseries.frequency import old_names, period_alias
 from titans_domains.timeseries.network import ForecastState
 from titans_domains.timeseries.predictor import TitansPredictor
 from titans_domains.timeseries.saved import load_predictor, settings, write_folder, write_predictor
-from titans_domains.timeseries.series import Arrays
+from titans_domains.timeseries.series import Arrays, SeriesSpec
 from titans_domains.timeseries.streams import Stream
 
 STREAMS, TABLES, MEMORY = "streams.json", "streams.safetensors", "streams.memory"
@@ -129,38 +129,70 @@ def restored(
     predictor: TitansPredictor,
 ) -> Stream:
     """A stream from its description and tensors; an exception where one does not fit."""
-    spec, device = predictor.spec, predictor.device
+    device = predictor.device
     with old_names():
         following = pd.Period(told["following"], freq=period_alias(told["freq"]))
-    widths = {
-        "target": spec.channels, "lags": len(spec.lags_seq), "known": spec.known,
-        "past_only": spec.num_past_feat_dynamic_real, "future": spec.num_feat_dynamic_real,
-    }  # fmt: skip
-    for name, width in widths.items():
-        if name in parts and (parts[name].ndim != 2 or parts[name].shape[1] != width):
-            raise ValueError(f"{name} must have shape [T, {width}], got {list(parts[name].shape)}")
+    item, begun, read = told["item_id"], told["begun"], told["read"]
+    if type(item) not in (str, int) or (begun, read) not in (
+        (False, False),
+        (True, False),
+        (True, True),
+    ):
+        raise ValueError(f"item_id, begun and read are {item!r}, {begun!r} and {read!r}")
+    check_parts(parts, predictor.spec, begun=begun, read=read)
     rows = Arrays(*(parts[name].numpy() for name in Arrays._fields))
     count, written = told["count"], told["written"]
     if (
         type(count) is not int
         or type(written) is not int
-        or not 0 <= count - written <= len(rows.target)
+        or written < 0
+        or not 1 <= count - written <= len(rows.target)
     ):
         raise ValueError(f"count and written are {count!r} and {written!r}")
     state = None
-    if told["read"]:
-        shape = (spec.channels, spec.context_length)
-        if parts["values"].shape != shape or parts["observed"].shape != shape:
-            raise ValueError("its last window is of another model")
+    if read:
         state = ForecastState(
             next(states), parts["values"].to(device), parts["observed"].to(device)
         )
     channels = told["channels"]
     return Stream(
-        item_id=told["item_id"], following=following, rows=rows, count=count, written=written,
+        item_id=item, following=following, rows=rows, count=count, written=written,
         future=parts["future"].numpy() if "future" in parts else None,
-        loc=parts["loc"] if told["begun"] else None,
-        scale=parts["scale"] if told["begun"] else None,
+        loc=parts["loc"] if begun else None,
+        scale=parts["scale"] if begun else None,
         state=state,
         info=None if channels is None else {"channels": [str(c) for c in channels]},
     )  # fmt: skip
+
+
+def check_parts(
+    parts: Mapping[str, torch.Tensor], spec: SeriesSpec, *, begun: bool, read: bool
+) -> None:
+    """ValueError for a tensor of a stream that is absent, or not as this model has it."""
+    length = len(parts["target"])
+    known, real = spec.num_feat_dynamic_real, torch.float32
+    window = (spec.channels, spec.context_length)
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "target": ((length, spec.channels), real),
+        "lags": ((length, len(spec.lags_seq)), real),
+        "known": ((length, spec.known), real),
+        "past_only": ((length, spec.num_past_feat_dynamic_real), real),
+        "static_real": ((spec.num_feat_static_real,), real),
+        "static_cat": ((len(spec.cardinality),), torch.int64),
+    }
+    if "future" in parts:
+        wanted["future"] = ((len(parts["future"]), known), real)
+    if begun:
+        wanted |= dict.fromkeys(("loc", "scale"), ((1, 1, spec.channels), real))
+    if read:
+        wanted |= {"values": (window, real), "observed": (window, torch.bool)}
+    for name, (shape, kind) in wanted.items():
+        found = parts[name]
+        if tuple(found.shape) != shape or found.dtype != kind:
+            raise ValueError(
+                f"{name} must have shape {list(shape)} in {kind}, got {list(found.shape)} in "
+                f"{found.dtype}"
+            )
+    for value, size in zip(parts["static_cat"].tolist(), spec.cardinality, strict=True):
+        if not 0 <= value < size:
+            raise ValueError(f"a static category must be below {size}, got {value}")

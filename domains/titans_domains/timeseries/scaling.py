@@ -1,11 +1,12 @@
 """Instance normalisation in which what is missing stays missing.
 
-B batch, L steps, C channels.
+B batch, L steps, C channels, T rows, N stretches of them.
 """
 
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -41,6 +42,20 @@ def window_scale(
     floor = FLOOR * largest.where(largest > 0, 1.0)
     scale = scale.maximum(floor).where(count > 0, 1.0)
     return loc.to(past.dtype), scale.to(past.dtype)
+
+
+def has_scale(rows: Float[Tensor, "T C"], size: int, scaling: Scaling) -> Bool[Tensor, " N"]:
+    """Of each stretch of `size` rows, whether it gives every channel a scale above the least one."""
+    count = max(0, len(rows) - size + 1)
+    if scaling == "none" or not count:
+        return torch.ones(count, dtype=torch.bool)
+    missing = rows.isnan()
+    high, low = (
+        F.max_pool1d(x.masked_fill(missing, -torch.inf).mT, size, 1) for x in (rows, -rows)
+    )
+    largest = high.maximum(low)
+    spread = largest if scaling == "mean" else high + low
+    return (spread > FLOOR * largest.where(largest > 0, 1.0)).all(0)
 
 
 def normalise(

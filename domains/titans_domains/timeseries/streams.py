@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from titans_domains.timeseries.frequency import old_names
+from titans_domains.timeseries.frequency import old_names, steps_between
 from titans_domains.timeseries.series import Arrays
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Stream:
     following: pd.Period  # the stamp of the next row
     rows: Arrays  # the last ones
     count: int = 0  # rows so far
-    written: int = 0  # of them
+    written: int = 0  # of them, those that were passed over among them
     future: np.ndarray | None = None  # the data's own known features after the last row [*, F]
     loc: Tensor | None = None  # [1, 1, C]
     scale: Tensor | None = None
@@ -78,7 +78,7 @@ def joined_on(stream: Stream, entry: Any, name: str) -> dict[str, Any]:
                 f"{name} has the frequency {entry['start'].freqstr!r}, and was begun with "
                 f"{stream.following.freqstr!r}."
             )
-        gap = (entry["start"] - stream.following).n // stream.following.freq.n
+        gap = steps_between(stream.following, entry["start"])
     if gap < 0:
         raise ValueError(
             f"{name} begins at {entry['start']}, and the next row is that of {stream.following}: give "

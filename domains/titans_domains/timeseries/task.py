@@ -27,8 +27,10 @@ from titans_domains.timeseries.config import DOMAIN, TimeseriesConfig
 from titans_domains.timeseries.estimator import feature_names
 from titans_domains.timeseries.frames import SeriesSet, from_table, read_csv
 from titans_domains.timeseries.loaders import (
+    stream_places,
     stream_steps,
     train_places,
+    trained_ends,
     validation_places,
 )
 from titans_domains.timeseries.model import Forecaster, network_config
@@ -77,6 +79,7 @@ def make_spec(config: TimeseriesConfig, data: SeriesSet) -> SeriesSpec:
         num_feat_dynamic_real=len(columns.feat_dynamic_real),
         num_past_feat_dynamic_real=len(columns.past_feat_dynamic_real),
         num_feat_static_real=len(columns.feat_static_real),
+        cardinality=columns.cardinality,
     )
 
 
@@ -144,15 +147,22 @@ class TimeseriesTask:
                 self.config.forecast.patch_len,
                 horizon,
             )
-        self.train = train_places(
-            Windows(series, past, horizon), horizon, least=past if self.carry else 1
-        )
+        windows = Windows(series, past, horizon)
+        if self.carry:
+            self.train = stream_places(windows, horizon, length)
+        else:
+            self.train = train_places(windows, horizon, least=1)
         self.valid: Places | None = None
         if config.valid_windows:
             known = [held_out(entry, config.test_windows, horizon) for entry in data]
             windows = Windows([arrays(entry, spec) for entry in known], past, horizon)
-            ends = {e.get("item_id"): np.shape(e["target"])[-1] for e in trained}
-            self.valid = validation_places(windows, known, horizon, ends)
+            self.valid = validation_places(
+                windows,
+                known,
+                horizon,
+                trained_ends(trained),
+                context=length if self.carry else None,
+            )
 
     def _start_linear(self) -> None:
         ridge = linear_map(self.plain, self.config.forecast.scaling, self.spec.context_length)
@@ -201,7 +211,7 @@ class TimeseriesTask:
             total, count = total + size * self.loss(batch).item(), count + size
         self.model.train(was_training)
         loss = total / count
-        if self.folder is not None and not loss >= best_loss(self.folder):
+        if self.folder is not None and loss < best_loss(self.folder):
             save_best(self.model, self.folder, loss)
         return {"loss": loss}
 

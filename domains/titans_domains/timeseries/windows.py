@@ -25,11 +25,16 @@ MAP_WINDOWS = 20_000
 
 
 class Windows:
-    """Cuts windows of `past` steps and the `future` ones after them. Before a series all is missing."""
+    """Cuts windows of `past` steps and the `future` ones after them.
+
+    Before a series all is missing, and after it, for as many steps as a window has in its past.
+    """
 
     def __init__(self, series: Sequence[Arrays], past: int, future: int) -> None:
         self.past, self.future = past, future
         self.lengths = torch.tensor([len(part.target) for part in series])
+        # The first row of each series in which something is observed.
+        self.begins = [int((~np.isnan(part.target)).any(1).argmax()) for part in series]
         # Rows of a series begin `past` rows after those of the series before it end.
         starts = torch.cumsum(self.lengths + past, 0) - self.lengths
         self.starts = starts
@@ -47,7 +52,7 @@ class Windows:
         blank = np.nan if name in ("target", "lags") else 0.0
         gap = np.full((self.past, width), blank, np.float32)
         parts = [x for s in series for x in (gap, getattr(s, name)[: len(s.target)])]
-        return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(np.concatenate([*parts, gap]))
 
     def take(self, series: Int[Tensor, " B"], ends: Int[Tensor, " B"]) -> Batch:
         """The windows that end before row `ends` of their series, with what follows each."""
@@ -92,22 +97,34 @@ class Places:
 def linear_map(places: Places, scaling: Scaling, length: int) -> Ridge | None:
     """The ridge over all channels of the windows, in units of each window's scale.
 
-    Its penalty has the least error on the last fifth of each series, of which the fit that chooses it
-    has not seen; then it is fitted on all. None where no window is whole.
+    Its penalty has the least error on what the last fifth of each series holds, of which the fit that
+    chooses it has seen nothing (see `parted`); then it is fitted on all. Where no series is long enough for
+    both, nothing is left to choose by: the penalty is then the largest, which trusts the windows least.
+    None where no window is whole.
     """
     chosen = torch.linspace(0, len(places) - 1, min(MAP_WINDOWS, len(places))).round().long()
-    late = places.ends[chosen] > 0.8 * places.windows.lengths[places.series[chosen]]
-    early, last = (whole(places, part, scaling, length) for part in (chosen[~late], chosen[late]))
-    if not early and not last:
+    early, between, last = (whole(places, part, scaling, length) for part in parted(places, chosen))
+    if not early and not between and not last:
         return None
-    every = moments([*early, *last])
+    every = moments([*early, *between, *last])
     if not early or not last:
-        # With nothing to choose by, the one that trusts the windows least.
-        return Ridge(
-            solve(every, PENALTIES[-1]), PENALTIES[-1], every.mse(solve(every, PENALTIES[-1]))
-        )
+        weight = solve(every, PENALTIES[-1])
+        return Ridge(weight, PENALTIES[-1], every.mse(weight))
     ridge = fit_ridge(moments(early), moments(last))
     return ridge._replace(weight=solve(every, ridge.penalty))
+
+
+def parted(
+    places: Places, chosen: Int[Tensor, " n"]
+) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"], Int[Tensor, " c"]]:
+    """Windows whose future ends before the last fifth of their series, the others, and those whose future
+    lies in it. Where a fifth is shorter than the horizon, the last horizon stands for it.
+    """
+    horizon, ends = places.windows.future, places.ends[chosen]
+    lengths = places.windows.lengths[places.series[chosen]]
+    border = (lengths - lengths // 5).minimum(lengths - horizon)
+    early, late = ends + horizon <= border, ends >= border
+    return chosen[early], chosen[~early & ~late], chosen[late]
 
 
 def whole(

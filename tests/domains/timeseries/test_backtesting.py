@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.model.forecast import QuantileForecast
 from gluonts.torch import DLinearEstimator
 from tiny_timeseries import CONTEXT, HORIZON, entry, table, untrained
 
 from titans_domains.timeseries import baselines
-from titans_domains.timeseries.backtesting import COLUMNS, backtest, make_cases
+from titans_domains.timeseries.backtesting import COLUMNS, backtest, carried, make_cases
 from titans_domains.timeseries.frames import as_dataset
 from titans_domains.timeseries.outputs import QUANTILES
 from titans_domains.timeseries.plotting import plot, save_plot
@@ -122,6 +123,38 @@ def test_constant_series_have_no_scaled_error() -> None:
     found = backtest(untrained(), [entry(target=np.full(60, 3.0))], windows=2)
     assert np.isnan(found["MASE"]).all()
     np.testing.assert_allclose(found["MAE"].iloc[1:], 0, atol=1e-6)
+
+
+class Narrow:
+    """Quantiles that are all the last value."""
+
+    prediction_length = HORIZON
+
+    def predict(self, entries: Any) -> Any:
+        for one in entries:
+            last = np.full(HORIZON, one["target"][-1])
+            arrays = np.stack([last] * 3)
+            start = one["start"] + len(one["target"])
+            yield QuantileForecast(arrays, start, ["0.1", "0.5", "0.9"], item_id=one["item_id"])
+
+
+def test_a_narrow_distribution_is_no_point() -> None:
+    wide = table(60, 1).interpolate()
+    narrow = backtest(Narrow(), wide, windows=2)
+    assert narrow["coverage"].iloc[0] == 0
+    assert narrow["coverage"].iloc[1:].isna().all()
+
+
+def test_carried_series_need_not_come_one_after_the_other() -> None:
+    predictor, wide = untrained(output="mse"), table(60, 3)
+    cases = make_cases(as_dataset(wide).entries, HORIZON, 3, HORIZON)
+    mixed = [cases[at] for at in (0, 3, 1, 6, 4, 2, 7, 5, 8)]
+    found = {
+        (c.series, c.origin): f
+        for c, f in zip(mixed, carried(predictor.carry(), mixed), strict=True)
+    }
+    for case, forecast in zip(cases, carried(predictor.carry(), cases), strict=True):
+        np.testing.assert_allclose(found[case.series, case.origin].mean, forecast.mean, rtol=1e-5)
 
 
 def test_known_features_reach_over_the_horizon() -> None:

@@ -33,14 +33,19 @@ def fed(predictor: TitansPredictor, data: pd.DataFrame, cuts: Sequence[int]) -> 
     return carrying
 
 
+def of_context(length: int) -> TitansPredictor:
+    made = estimator(context_length=length, patch_len=PATCH)
+    predictor = made.create_predictor(None, made.create_lightning_module())
+    torch.nn.init.normal_(predictor.module.model.network.head.weight, std=0.1)
+    return predictor
+
+
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("context", [20, 23])
 def test_pieces_are_read_as_the_whole(cuts: list[int], context: int) -> None:
     predictor = untrained(lags_seq=(1, 26), freq="h", time_features=("hour_of_day",))
     if context != CONTEXT:
-        made = estimator(context_length=context, patch_len=PATCH)
-        predictor = made.create_predictor(None, made.create_lightning_module())
-        torch.nn.init.normal_(predictor.module.model.network.head.weight, std=0.1)
+        predictor = of_context(context)
     whole = fed(predictor, table(60), [0, 60]).forecast()
     np.testing.assert_allclose(
         numbers(fed(predictor, table(60), cuts).forecast()), numbers(whole), **CLOSE
@@ -75,6 +80,85 @@ def test_the_first_context_is_forecast_as_a_window() -> None:
         pd.testing.assert_frame_equal(carried, window, rtol=1e-5)
     later = fed(predictor, table(60), [0, 60]).forecast()
     assert not np.allclose(numbers(later), numbers(predictor.forecast(table(60))), atol=0.01)
+
+
+def constant_at_first(rows: int, missing: slice = slice(0)) -> pd.DataFrame:
+    wide = table(120, 2)
+    wide.iloc[:rows, 0] = 100.0
+    wide.iloc[missing, 0] = np.nan
+    return wide
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [constant_at_first(CONTEXT), constant_at_first(55), constant_at_first(47, slice(20, 45))],
+    ids=["a context", "more", "missing then"],
+)
+@pytest.mark.parametrize("context", [20, 23])
+def test_a_stream_begins_when_it_has_a_scale(wide: pd.DataFrame, context: int) -> None:
+    predictor = untrained() if context == CONTEXT else of_context(context)
+    whole = fed(predictor, wide, [0, 120])
+    for cuts in ([0, *range(16, 64, 3), 120], [0, 31, 47, 66, 120], [0, 20, 21, 60, 120]):
+        pieces = fed(predictor, wide, cuts)
+        assert [s.written for s in pieces.streams.values()] == [
+            s.written for s in whole.streams.values()
+        ]
+        np.testing.assert_allclose(numbers(pieces.forecast()), numbers(whole.forecast()), **CLOSE)
+    carried, window = (
+        f[f["item_id"] == "s0"] for f in (whole.forecast(), predictor.forecast(wide))
+    )
+    assert (carried["0.9"] - carried["0.1"]).mean() > 0.3 * (window["0.9"] - window["0.1"]).mean()
+    scale = whole.streams["s0"].scale.item()
+    assert 0.5 < scale / wide["s0"].iloc[60:].std() < 2
+    # Another series does not wait for it.
+    alone = fed(predictor, wide[["s1"]], [0, 120]).forecast()
+    both = whole.forecast()
+    np.testing.assert_allclose(numbers(both[both["item_id"] == "s1"]), numbers(alone), **CLOSE)
+
+
+@pytest.mark.parametrize("context", [20, 23])
+def test_a_stream_that_begins_late_is_as_one_begun_there(context: int) -> None:
+    predictor = untrained() if context == CONTEXT else of_context(context)
+    wide = constant_at_first(55)[["s0"]]
+    # The first row that varies is the last one of half a context.
+    begun = predictor.carry()
+    begun.update(wide.iloc[55 - context // 2 + 1 :])
+    np.testing.assert_allclose(
+        numbers(fed(predictor, wide, [0, 120]).forecast()), numbers(begun.forecast()), **CLOSE
+    )
+
+
+def test_until_then_it_is_a_window_and_does_not_grow() -> None:
+    predictor = untrained(lags_seq=(3,))
+    flat = table(300, 1).assign(s0=7.0)
+    carrying = fed(predictor, flat, [0, 60])
+    size = carrying.state_bytes()
+    carrying.update(flat.iloc[60:300])
+    assert carrying.state_bytes() == size
+    pd.testing.assert_frame_equal(carrying.forecast(), predictor.forecast(flat), rtol=1e-5)
+    silent = flat.assign(s0=np.nan).iloc[:CONTEXT].shift(300, freq="h")
+    carrying.update(silent)
+    with pytest.raises(ValueError, match=f"series 's0' has no value in its last {CONTEXT} rows"):
+        carrying.predict()
+
+
+def test_a_stream_of_channels_waits_for_each_of_them() -> None:
+    predictor = untrained(channels=2)
+    carrying = predictor.carry()
+    carrying.update(constant_at_first(55), channels=True)
+    (stream,) = carrying.streams.values()
+    assert (stream.scale > 0.5).all()
+    early = predictor.carry()
+    early.update(constant_at_first(55).iloc[:50], channels=True)
+    window = predictor.forecast(constant_at_first(55).iloc[:50], channels=True)
+    pd.testing.assert_frame_equal(early.forecast(), window, rtol=1e-5)
+
+
+def test_without_scaling_nothing_waits() -> None:
+    made = estimator(scaling=None)
+    predictor = made.create_predictor(None, made.create_lightning_module())
+    carrying = fed(predictor, constant_at_first(55), [0, CONTEXT])
+    assert all(stream.loc is not None for stream in carrying.streams.values())
 
 
 def test_what_is_read_changes_the_forecast_and_stays() -> None:
@@ -243,6 +327,32 @@ def test_a_carrying_predictor_is_trained_on_streams() -> None:
     assert made._windows([entry_arrays(60)]).past == CONTEXT + 8
     assert made._windows([entry_arrays(CONTEXT + HORIZON + 5)]).past == CONTEXT + 4
     assert np.isfinite(numbers(fed(trained, table(60), [0, 60]).forecast())).all()
+
+
+def test_short_series_are_trained_on_streams_too() -> None:
+    lengths = {"long": 120, "middle": 40, "short": CONTEXT + 3, "late": 60}
+    entries = [entry(n, item_id=item, seed=n) for item, n in lengths.items()]
+    entries[3]["target"][: CONTEXT + 5] = np.nan
+    made = estimator(carry=True, num_validation_windows=1000)
+    module = made.create_lightning_module()
+    prepared = list(made.create_transformation().apply(entries, is_train=True))
+    training = made.create_training_data_loader(prepared, module)
+    validation = made.create_validation_data_loader(prepared, module)
+    for places in (training.places, validation.places):
+        assert set(places.series.tolist()) == {0, 1, 2, 3}
+        for number, one in enumerate(entries):
+            for place in (places.series == number).nonzero()[:, 0]:
+                target = places.batch(place[None])["target"]
+                assert module.model.stream_loss({"target": target}) > 0
+            if number == 0:
+                continue
+            # All of the series from its first value on, then nothing; before it, if it has no context.
+            whole = torch.from_numpy(one["target"][~np.isnan(one["target"]).cumprod().astype(bool)])
+            missing = max(0, CONTEXT + HORIZON - len(whole))
+            assert target[0, :missing].isnan().all()
+            rows = target[0, missing : missing + len(whole), 0]
+            torch.testing.assert_close(rows, whole.float(), equal_nan=True)
+            assert target[0, missing + len(whole) :].isnan().all()
 
 
 def entry_arrays(length: int) -> Any:

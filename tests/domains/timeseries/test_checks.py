@@ -100,6 +100,11 @@ def test_nothing_is_forecast_from_missing_values_alone() -> None:
     late["target"][-CONTEXT:] = np.nan
     with pytest.raises(ValueError, match=f"'a' has no value in its last {CONTEXT} rows"):
         list(untrained().predict([late]))
+    several = {**entry(), "target": np.stack([entry()["target"], late["target"]])}
+    with pytest.raises(
+        ValueError, match=f"'a' has no value of channel 1 in its last {CONTEXT} rows"
+    ):
+        list(untrained(channels=2).predict([several]))
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from gluonts.core import serde
+from gluonts.dataset.common import ListDataset
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.model.predictor import Predictor
 from gluonts.torch.distributions import QuantileOutput
@@ -28,11 +29,11 @@ from tiny_timeseries import (
 )
 
 from titans_domains.timeseries.estimator import TitansEstimator
-from titans_domains.timeseries.loaders import validation_places
+from titans_domains.timeseries.loaders import train_places, trained_ends, validation_places
 from titans_domains.timeseries.outputs import NAMES
 from titans_domains.timeseries.predictor import TitansPredictor
 from titans_domains.timeseries.series import SeriesSpec, arrays
-from titans_domains.timeseries.windows import Windows
+from titans_domains.timeseries.windows import Windows, parted
 
 
 def assert_forecasts(forecasts: list[Any], entries: list[Any]) -> None:
@@ -86,7 +87,9 @@ def test_several_channels_are_trained_and_forecast(mixing: str) -> None:
     whole = table(40).interpolate().to_numpy().T
     many = {"start": pd.Period("2024-01-01", freq="h"), "target": whole, "item_id": "many"}
     made = estimator(channels=3, mixing=mixing, num_batches_per_epoch=2)
-    assert_forecasts(list(made.train([many]).predict([many])), [many])
+    trained = made.train([many])
+    assert trained.module.model.config.mixing == mixing
+    assert_forecasts(list(trained.predict([many])), [many])
 
 
 def covariates(length: int, item: int) -> dict[str, Any]:
@@ -247,12 +250,51 @@ def test_validation_looks_at_the_region_after_training() -> None:
     spec = SeriesSpec(prediction_length=HORIZON, context_length=CONTEXT)
     entries = [entry(60, item_id="a"), entry(50, item_id="b"), entry(40, item_id="new")]
     windows = Windows([arrays(e, spec) for e in entries], CONTEXT, HORIZON)
-    places = validation_places(windows, entries, HORIZON, {"a": 48, "b": 50})
+    seen = trained_ends([entry(48, item_id="a"), entry(50, item_id="b")])
+    places = validation_places(windows, entries, HORIZON, seen)
     ends = {n: places.ends[places.series == n].tolist() for n in range(3)}
     assert ends[0] == list(range(48, 55))
     # Nothing more than was trained on, or not trained on: all of it.
     assert ends[1] == list(range(CONTEXT, 45))
     assert ends[2] == list(range(CONTEXT, 35))
+
+
+def loaders(made: TitansEstimator, training: Any, validation: Any) -> tuple[Any, Any]:
+    module = made.create_lightning_module()
+    prepare = made.create_transformation()
+    return (
+        made.create_training_data_loader(prepare.apply(training, is_train=True), module),
+        made.create_validation_data_loader(prepare.apply(validation, is_train=True), module),
+    )
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_series_without_names_are_told_apart_by_their_place(carry: bool) -> None:
+    lengths = [(48, 60), (60, 75), (54, 54)]
+    training, validation = (
+        ListDataset([{"start": "2024-01-01", "target": entry(n)["target"]} for n in part], freq="h")
+        for part in zip(*lengths, strict=True)
+    )
+    _, spread = loaders(estimator(carry=carry, carry_length=8), training, validation)
+    ends = {n: spread.places.ends[spread.places.series == n] for n in range(3)}
+    assert [int(ends[n].min()) for n in range(2)] == [48, 60]
+    assert [int(ends[n].max()) for n in range(2)] == [54, 69]
+
+
+def test_a_validation_series_that_was_cut_is_aligned_by_its_stamps() -> None:
+    whole = entry(60)
+    late = {**whole, "start": whole["start"] + 25, "target": whole["target"][25:]}
+    made = estimator()
+    _, spread = loaders(made, [entry(48)], [late])
+    assert spread.places.ends.tolist() == list(range(48 - 25, 35 - HORIZON + 1))
+    after = {**whole, "start": whole["start"] + 50}
+    _, spread = loaders(made, [entry(48)], [after])
+    assert spread.places.ends.tolist() == list(range(CONTEXT, 60 - HORIZON + 1))
+    other = {**whole, "start": pd.Period("2024-01-01", freq="D")}
+    with pytest.raises(
+        ValueError, match="series 'a' has the frequency 'D', and was trained on with 'h'"
+    ):
+        loaders(made, [entry(48)], [other])
 
 
 def test_windows_are_cut_as_they_stand() -> None:
@@ -274,6 +316,19 @@ def test_windows_are_cut_as_they_stand() -> None:
     assert batch["static_real"][:, 0].tolist() == [0, 100, 100]
 
 
+@pytest.mark.parametrize(("length", "border"), [(60, 48), (100, 80), (25, 19), (12, 6)])
+def test_a_penalty_is_chosen_on_rows_that_its_fit_has_not_seen(length: int, border: int) -> None:
+    spec = SeriesSpec(prediction_length=HORIZON, context_length=4)
+    places = train_places(Windows([arrays(entry(length), spec)], 4, HORIZON), HORIZON, least=1)
+    parts = [places.ends[part] for part in parted(places, torch.arange(len(places)))]
+    assert torch.equal(torch.cat(parts).sort().values, places.ends)
+    early, _, late = parts
+    # The rows that a window foresees are those from its end on.
+    assert not len(early) or early.max() + HORIZON == border
+    assert late.min() == border
+    assert len(early) == max(0, border - HORIZON)
+
+
 def test_a_sampler_of_gluonts_chooses_the_windows() -> None:
     seen: list[int] = []
 
@@ -288,6 +343,12 @@ def test_a_sampler_of_gluonts_chooses_the_windows() -> None:
     )
     made.train(table(60), table(60))
     assert set(seen) == {60}
+    beyond = ExpectedNumInstanceSampler(num_instances=2.0, min_past=CONTEXT)
+    for name in ("train_sampler", "validation_sampler"):
+        with pytest.raises(
+            ValueError, match=f"{name} chooses row .* no 6 rows after it: give .* min_fu"
+        ):
+            estimator(**{name: beyond}, seed=1).train(table(60), table(60))
     never = ValidationSplitSampler(min_future=1000)
     with pytest.raises(ValueError, match="train_sampler chooses no window"):
         estimator(train_sampler=never).train(table(60))

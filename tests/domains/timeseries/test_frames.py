@@ -8,14 +8,20 @@ import pandas as pd
 import pytest
 from tiny_timeseries import HORIZON, numbers, table, untrained
 
+from titans_domains.timeseries.backtesting import backtest
 from titans_domains.timeseries.frames import as_dataset, to_table
+from titans_domains.timeseries.plotting import plot
 
 
-def long(**changes: Any) -> pd.DataFrame:
+def long() -> pd.DataFrame:
     wide = table(40, 2)
     frame = wide.rename_axis("timestamp").reset_index().melt("timestamp", var_name="item_id")
-    frame = frame.rename(columns={"value": "target"})
-    return frame.assign(price=np.arange(len(frame)) * 1.0, size=7.0, **changes)
+    return frame.rename(columns={"value": "target"})
+
+
+def priced() -> pd.DataFrame:
+    frame = long()
+    return frame.assign(price=np.arange(len(frame)) * 1.0, size=7.0)
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -98,13 +104,29 @@ def test_zones_are_read_as_utc() -> None:
 
 def test_covariates_are_columns_of_a_long_table() -> None:
     options = {"feat_dynamic_real": ["price"], "feat_static_real": ["size"]}
-    first, second = as_dataset(long(), **options, future_length=HORIZON)
+    first, second = as_dataset(priced(), **options, future_length=HORIZON)
     assert first["target"].shape == (34,)
     assert first["feat_dynamic_real"].shape == (1, 40)
     assert second["feat_dynamic_real"][0, 0] == 40
     assert second["feat_static_real"].tolist() == [7.0]
-    past = as_dataset(long(), past_feat_dynamic_real=["price"], future_length=HORIZON)
+    past = as_dataset(
+        priced(), past_feat_dynamic_real=["price"], ignored=["size"], future_length=HORIZON
+    )
     assert past.entries[0]["past_feat_dynamic_real"].shape == (1, 34)
+    assert "feat_static_real" not in past.entries[0]
+
+
+def test_the_future_is_what_follows_the_last_target() -> None:
+    frame = priced()
+    frame.loc[frame.index[34:40], "target"] = np.nan
+    options = {"feat_dynamic_real": ["price"], "ignored": ["size"]}
+    first, second = as_dataset(frame, **options, future_length=None)
+    assert [len(e["target"]) for e in (first, second)] == [34, 40]
+    assert [e["feat_dynamic_real"].shape for e in (first, second)] == [(1, 40), (1, 40)]
+
+
+def test_a_column_of_a_wide_table_may_be_ignored() -> None:
+    assert_same(as_dataset(table(40, 3), ignored=["s1"]), as_dataset(table(40, 3)[["s0", "s2"]]))
 
 
 def test_columns_may_be_channels_of_one_series() -> None:
@@ -126,6 +148,19 @@ def test_forecasts_become_a_table_of_what_they_say() -> None:
     assert list(frame["timestamp"][:HORIZON]) == list(stamps)
     np.testing.assert_array_equal(numbers(predictor.forecast(table()))[:, 0], frame["mean"])
     assert list(to_table([], [0.5])) == ["item_id", "timestamp", "mean", "0.5"]
+
+
+def test_a_mean_of_quantiles_is_the_median_without_a_word(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    frame = untrained(output="quantiles").forecast(table())
+    assert frame["mean"].equals(frame["0.5"])
+    plot(untrained(output="quantiles").predict(table()))
+    backtest(untrained(output="quantiles"), table(60), windows=1)
+    assert (caplog.text, capfd.readouterr()) == ("", ("", ""))
+    assert not np.allclose(
+        *untrained(output="student_t").forecast(table())[["mean", "0.1"]].to_numpy().T
+    )
 
 
 def changed(row: int, column: str, value: Any) -> pd.DataFrame:
@@ -161,6 +196,14 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no item": (changed(2, "item_id", None), {}, "row 3: column 'item_id' is empty"),
     "covariate absent": (long(), {"feat_dynamic_real": ["prize"]}, "no column 'prize', which was named"),
     "covariate of a wide table": (table(), {"feat_dynamic_real": ["s1"]}, "covariates need a long one"),
+    "undeclared": (
+        priced(), {"feat_static_real": ["size"]}, "has a column 'target', and .* its column 'price' is: name",
+    ),
+    "a series called target": (
+        table(9, 2).set_axis(["load", "target"], axis=1), {}, "its column 'load' is: .* or rename 'target'",
+    ),
+    "nothing to ignore": (table(9), {"ignored": ["x"]}, "no column 'x', which was to be ignored"),
+    "two months": (table(2, 1, freq="MS"), {}, "No frequency can be inferred from the 2 stamps"),
     "no such column": (long(), {"timestamp": "when"}, "no column 'when': there are timestamp, item_id"),
     "freq": (table(), {"freq": "often"}, "freq must be a pandas frequency"),
     "other freq": (table(), {"freq": "2h"}, r"series 's0', row 2 .* grid of '2h'"),

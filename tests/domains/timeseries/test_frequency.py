@@ -37,6 +37,9 @@ def test_business_days_work_without_a_warning() -> None:
 def test_two_stamps_are_a_step_apart_and_nothing_fits_disorder() -> None:
     assert infer_freq(pd.DatetimeIndex(["2024-01-01", "2024-01-02"])) == "D"
     assert infer_freq(pd.DatetimeIndex(["2024-01-01"])) is None
+    # Two months, or a step of 31 days.
+    assert infer_freq(pd.DatetimeIndex(["2024-01-01", "2024-02-01"])) is None
+    assert infer_freq(pd.DatetimeIndex(["2023-01-01", "2024-01-01"])) is None
     odd = pd.DatetimeIndex(["2024-01-01", "2024-01-02 07:13", "2024-01-05 01:00:01"])
     assert infer_freq(odd) is None
 

@@ -99,6 +99,53 @@ def test_the_ridge_chooses_the_lookback_on_validation(
     assert seen[-1] == Work("Titans, look-back 24, horizon 4, seed 0", 4, 4)
 
 
+def test_what_the_ridge_says_is_told_of_a_given_lookback_too(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(longhorizon, "LOOKBACKS", (6, 24))
+    results = run_benchmark(
+        table, shares=SHARES, horizons=(4,), lookback=12, seeds=(0,), recipe=QUICK
+    )
+    assert (results["lookback"], results["lookback by"]) == (12, "given")
+    series = read_series(table, SHARES)
+    assert results["ridge on validation"] == {
+        str(n): fit_map(series, n, 4).valid_mse for n in (6, 24)
+    }
+
+
+def test_a_table_without_a_season_is_told(table: Path, tmp_path: Path) -> None:
+    lines = table.read_text().splitlines()
+    (tmp_path / "gap.csv").write_text("\n".join([*lines[:50], *lines[51:]]))
+    said: list[str] = []
+    results = run_benchmark(
+        tmp_path / "gap.csv", shares=SHARES, horizons=(4,), lookback=24, seeds=(0,), recipe=QUICK,
+        talk=said.append,
+    )  # fmt: skip
+    assert (
+        said[0] == "gap: its stamps have no known season, so there is no seasonal naive beside it"
+    )
+    assert results["season"] is None
+
+
+ASKED: dict[str, tuple[dict[str, Any], str]] = {
+    "lookback": ({"lookback": -5}, "lookback must be at least 1: got -5"),
+    "no lookback": ({"lookback": 0}, "lookback must be at least 1: got 0"),
+    "seeds": ({"seeds": (0, 1, 0)}, "seeds must name each once: got 0, 1, 0"),
+    "no seeds": ({"seeds": ()}, r"seeds must be one or more numbers of 0 or more: got \[\]"),
+    "horizons": ({"horizons": (4, 4)}, "horizons must name each once: got 4, 4"),
+    "horizon": ({"horizons": (0,)}, r"horizons must be one or more numbers of 1 or more: got \[0\]"),
+    "baselines": ({"baselines": ("DLinear", "DLinear")}, "baselines must name each once"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "sentence"), ASKED.values(), ids=ASKED)
+def test_what_cannot_be_asked_is_refused(
+    table: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run_benchmark(table, shares=SHARES, recipe=QUICK, **{"horizons": (4,), **options})
+
+
 def test_one_seed_has_no_spread(table: Path) -> None:
     results = run_benchmark(
         table, shares=SHARES, horizons=(4,), lookback=12, seeds=(3,), recipe=QUICK
@@ -113,7 +160,8 @@ def test_channels_may_be_mixed(table: Path) -> None:
     results = run_benchmark(
         table, shares=SHARES, horizons=(4,), lookback=12, seeds=(0,), recipe=recipe
     )
-    assert to_dict(recipe)["mixing"] == "channels"
+    network = recipe.network(read_series(table, SHARES), 12, 4)
+    assert (to_dict(recipe)["mixing"], network.mixing) == ("channels", "channels")
     assert results["horizons"]["4"]["models"]["Titans"]["0"]["mse"] > 0
 
 

@@ -156,6 +156,22 @@ def test_cells_that_are_no_numbers_are_named(tmp_path: Path, message: str) -> No
         read_series(table(tmp_path / "some.csv", bad=MISTAKES[message]))
 
 
+def test_stamps_may_repeat_and_not_descend(tmp_path: Path) -> None:
+    header, *rows = table(tmp_path / "some.csv").read_text().splitlines()
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join([header, *rows[::-1]]))
+    with pytest.raises(
+        ValueError,
+        match=r"row 2 \(2020-01-03 10:00:00\) comes before the row above it .*: sort the rows",
+    ):
+        read_series(turned)
+    turned.write_text("\n".join([header, *rows[:9], rows[8], *rows[9:]]))
+    assert read_series(turned).season is None
+    turned.write_text("\n".join([header, *rows[:9], rows[9].replace("2020", "soon"), *rows[10:]]))
+    with pytest.raises(ValueError, match="row 10: column 'date' must hold a stamp"):
+        read_series(turned)
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_series(tmp_path / "none.csv")
@@ -165,6 +181,8 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_series(table(tmp_path / "ETTh1.csv"))
     with pytest.raises(ValueError, match=r"sum to 1: got 0.7, 0.1, 0.1"):
         read_series(table(tmp_path / "some.csv"), (0.7, 0.1, 0.1))
+    with pytest.raises(ValueError, match=r"shares must be three numbers, .*: got 0\.7,0\.3"):
+        read_series(table(tmp_path / "some.csv"), (0.7, 0.3))  # type: ignore[arg-type]
     (tmp_path / "dates.csv").write_text("date\n2020-01-01\n")
     with pytest.raises(ValueError, match="it has one column"):
         read_series(tmp_path / "dates.csv")

@@ -135,6 +135,22 @@ def test_a_strangers_folder_is_refused_in_one_sentence(
         TitansPredictor.load(tmp_path / "p")
 
 
+def part(name: str, becomes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "streams.safetensors")
+        key = f"0.{name}"
+        save_file({**tensors, key: becomes(tensors[key])}, folder / "streams.safetensors")
+
+    return damage
+
+
+CHANGED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "of another shape": lambda x: torch.cat([x, x], -1),
+    "of another type": lambda x: x.double(),
+    "flat": lambda x: x[0].clone(),
+}
+
+
 STREAMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no streams": (lambda f: (f / "streams.json").unlink(), "not a predictor of titans: it has no streams"),
     "cut": (cut("streams.json"), "streams.json is cut short or is no JSON"),
@@ -145,6 +161,29 @@ STREAMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "freq": (
         lambda f: change(f / "streams.json", streams=[{**first(f), "freq": "__import__"}]),
         "damaged at stream 1",
+    ),
+    "nothing waits": (
+        lambda f: change(f / "streams.json", streams=[{**first(f), "written": 60}]),
+        "damaged at stream 1: ValueError: count and written are 60 and 60",
+    ),
+    "read and not begun": (
+        lambda f: change(f / "streams.json", streams=[{**first(f), "begun": False}]),
+        "item_id, begun and read are 's0', False and True",
+    ),
+    "a name that is none": (
+        lambda f: change(f / "streams.json", streams=[{**first(f), "item_id": ["s0"]}]),
+        r"item_id, begun and read are \['s0'\]",
+    ),
+    **{
+        f"{name} {what}": (part(name, becomes), f"damaged at stream 1: .*{name}")
+        for name in (
+            "target", "lags", "known", "static_cat", "static_real", "future", "loc", "scale", "values",
+            "observed",
+        )
+        for what, becomes in CHANGED.items()
+    },
+    "category": (
+        part("static_cat", lambda x: x + 3), "damaged at stream 1: .* category must be below 3, got 4",
     ),
     "pickles": (plant_pickles, "is cut short or is no safetensors file"),
     "memory cut": (cut("streams.memory"), "streams.memory"),
@@ -159,9 +198,14 @@ def first(folder: Path) -> dict[str, Any]:
 def test_damaged_streams_are_refused_in_one_sentence(
     damage: Callable[[Path], None], sentence: str, tmp_path: Path
 ) -> None:
-    carrying = untrained().carry()
-    carrying.update(table(60, 1))
+    whole = {"lags_seq": (2,), "num_feat_dynamic_real": 1, "num_feat_static_real": 1}
+    carrying = untrained(**whole, cardinality=(3,)).carry()
+    features = {
+        "feat_dynamic_real": np.zeros((1, 66)), "feat_static_real": [0.5], "feat_static_cat": [1],
+    }  # fmt: skip
+    carrying.update([entry(60, item_id="s0", **features)])
     carrying.save(tmp_path / "c")
+    assert len(CarryingPredictor.load(tmp_path / "c").predict()) == 1
     damage(tmp_path / "c")
     with pytest.raises(ValueError, match=sentence):
         CarryingPredictor.load(tmp_path / "c")

@@ -70,6 +70,17 @@ def test_the_best_weights_are_kept(source: Path, tmp_path: Path) -> None:
     assert not predictor.module.model.network.head.weight.any()
 
 
+def test_a_loss_that_is_no_number_is_not_the_best(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(source, tmp_path / "run")
+    before = contents(run / "best")
+    task = TimeseriesTask(config(source), CPU, run)
+    monkeypatch.setattr(task, "loss", lambda batch: torch.tensor(float("nan")))
+    assert np.isnan(task.validate()["loss"])
+    assert contents(run / "best") == before
+
+
 def test_a_run_without_validation_is_read_at_its_end(source: Path, tmp_path: Path) -> None:
     run = train(source, tmp_path / "run", "data.valid_windows=0")
     predictor, found = load_run(run, CPU)
@@ -94,8 +105,10 @@ def test_a_run_knows_when_its_data_changed(source: Path, tmp_path: Path) -> None
 CHANGES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "points and quantiles": (["forecast.output=quantiles", "forecast.patch_len=1"], {"outputs": 9}),
     "features": (["forecast.time_features=true", "forecast.lags_seq=[1,24]"], {"num_lags": 2}),
-    "channels": (["data.channels=true", "forecast.mixing=channels"], {"channels": 3}),
-}
+    "channels": (
+        ["data.channels=true", "forecast.mixing=channels"], {"channels": 3, "mixing": "channels"},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "wanted"), CHANGES.values(), ids=CHANGES)
@@ -114,16 +127,24 @@ def test_covariates_of_a_long_table_are_trained_with(tmp_path: Path) -> None:
     wide = table(80, 2)
     long = wide.rename_axis("ds").reset_index().melt("ds", var_name="id", value_name="y")
     long["price"], long["size"] = np.arange(160.0) % 7, (long["id"] == "s1") * 1.0
+    long["kind"], long["note"] = (long["id"] == "s1") * 2, "x"
     long.to_csv(tmp_path / "long.csv", index=False)
     columns = [
         "data.item_id=id", "data.target=y", 'data.past_feat_dynamic_real=["price"]',
         'data.feat_static_real=["size"]', "train.steps=2",
+        'data.feat_static_cat=["kind"]', "data.cardinality=[3]", 'data.ignored=["note"]',
     ]  # fmt: skip
     run = train(tmp_path / "long.csv", tmp_path / "run", *columns)
     predictor, found = load_run(run, CPU)
     assert predictor.spec.num_past_feat_dynamic_real == 1
     assert predictor.spec.num_feat_static_real == 1
+    assert predictor.spec.cardinality == (3,)
     assert len(predictor.forecast(series_for(run, found, None))) == 2 * HORIZON
+
+
+def test_categories_need_their_number(source: Path) -> None:
+    with pytest.raises(ValueError, match=r"one number for each of the 1 columns in .*: got \[\]"):
+        config(source, 'data.feat_static_cat=["kind"]')
 
 
 def test_what_is_too_short_is_said_before_a_run_begins(source: Path, tmp_path: Path) -> None:
