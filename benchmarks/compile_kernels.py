@@ -25,9 +25,6 @@ from triton.compiler import ASTSource
 launching = import_module("titans_kernels.memory_update.triton_launch")
 MODULES = ("triton_forward", "triton_read", "triton_backward", "triton_token")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-SHARED_BYTES = 232_448
-"""Of shared memory that one program may have on sm_90."""
-
 WHOLE_NUMBERS = {"N", "R", "H", "T", "first"}
 POINTERS = {"reset": "*i8", "written": "*i8", "last": "*i32", "counters": "*i32"}
 SETTINGS = {
@@ -88,7 +85,7 @@ def inspected(binary: Any) -> dict[str, Any]:
         "registers": number(r"Used (\d+) registers"),
         "spill stores": number(r"(\d+) bytes spill stores"),
         "spill loads": number(r"(\d+) bytes spill loads"),
-        "shared": binary.metadata.shared, "fits": binary.metadata.shared <= SHARED_BYTES,
+        "shared": binary.metadata.shared, "fits": binary.metadata.shared <= launching.SHARED_BYTES,
         "wgmma": ptx.count("wgmma.mma_async"), "mma": ptx.count("mma.sync"),
     }  # fmt: skip
 
@@ -118,6 +115,7 @@ def main() -> None:
     parser.add_argument("--precision", default="tf32", choices=("tf32", "tf32x3", "ieee"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"triton": triton.__version__, **provenance(), "kernels": []}
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for found in sweep(options.widths, options.chunks, options.precision):

@@ -1,7 +1,8 @@
 """Speed and memory of the memory update beside other implementations, on the CPU or on a GPU.
 
 Everything is compared in one run: rounds go through all rows in turn, and medians and ratios are reported.
-Before any time is taken, our forms are compared with the reference in float64 and in the dtype measured.
+Before any time is taken, our forms that are timed are compared with the reference, in float64 and in the
+dtype measured: outputs, state and gradients, and tokens one at a time with one call.
 The best product rate of this machine is measured in the same rounds, and ours is given as a share of it
 (operations counted as 22 D E per token and head forward, three times that with the backward).
 
@@ -14,13 +15,15 @@ Rows of `titans-pytorch` and `flash-linear-attention` appear where those package
 import argparse
 import contextlib
 import gc
+import importlib.metadata
 import importlib.util
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -79,12 +82,15 @@ def inputs(shape: Shape, device: str, dtype: torch.dtype, backward: bool) -> dic
     }  # fmt: skip
 
 
+def leaves_of(given: dict[str, Any]) -> list[Tensor]:
+    """The tensors among these and in tuples of them."""
+    parts = (x if isinstance(x, tuple) else (x,) for x in given.values())
+    return [x for part in parts for x in part if isinstance(x, Tensor)]
+
+
 def update(shape: Shape, device: str, dtype: torch.dtype, backward: bool, backend: str) -> Work:
     given = inputs(shape, device, dtype, backward)
-    leaves = [
-        x for value in given.values() for x in (value if isinstance(value, tuple) else (value,))
-    ]
-    leaves = [x for x in leaves if isinstance(x, Tensor)]
+    leaves = leaves_of(given)
 
     def work() -> None:
         y, _ = memory_update(**given, backend=backend)
@@ -218,22 +224,75 @@ def products(device: str, dtype: torch.dtype, shape: Shape) -> dict[str, Work]:
 PRODUCT_OPERATIONS = 20 * 64 * 2 * 64 * 64 * 256
 
 
-def check(shape: Shape, device: str) -> dict[str, float]:
-    """Largest error against the reference in float64, relative to each tensor's largest entry."""
+TIMED = ("auto", "chunked")
+"""Backends of which times are taken."""
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
+
+
+def check(shape: Shape, device: str) -> dict[str, dict[str, float]]:
+    """Largest errors of what is timed: against the reference in float64, and of tokens one at a time.
+
+    Of outputs, state and gradients, relative to each tensor's largest entry.
+    """
     small = Shape(batch=1, time=3 * shape.chunk + 5, heads=2, width=shape.width, chunk=shape.chunk)
-    wanted = memory_update(**inputs(small, device, torch.float64, False), backend="reference")[0]
-    errors = {}
+    wanted = values(small, device, torch.float64, "reference")
+    errors: dict[str, dict[str, float]] = {}
     dtypes = [torch.float64, torch.float32] + [torch.bfloat16] * (device == "cuda")
-    for dtype in dtypes:
-        got = memory_update(**inputs(small, device, dtype, False), backend="auto")[0].double()
-        errors[str(dtype)] = ((got - wanted).abs().max() / wanted.abs().max()).item()
-    assert errors["torch.float64"] < 1e-10, errors
-    assert errors["torch.float32"] < 1e-3, errors
-    if device == "cuda":
-        with matmul_precision("high"):
-            got = memory_update(**inputs(small, device, torch.float32, False))[0].double()
-        errors["tf32"] = ((got - wanted).abs().max() / wanted.abs().max()).item()
+    for backend in TIMED:
+        found = {
+            str(dtype): largest_error(values(small, device, dtype, backend), wanted)
+            for dtype in dtypes
+        }
+        if device == "cuda":
+            with matmul_precision("high"):
+                again = values(small, device, torch.float32, backend)
+            found["tf32"] = largest_error(again, wanted)
+        errors[backend] = found
+    errors["one token at a time"] = {
+        str(dtype): decoding_error(small, device, dtype) for dtype in TOLERANCES
+    }
+    for found in errors.values():
+        for dtype, tolerance in TOLERANCES.items():
+            assert found[str(dtype)] < tolerance, errors
     return errors
+
+
+def values(shape: Shape, device: str, dtype: torch.dtype, backend: str) -> list[Tensor]:
+    """Outputs, final state, and the gradients of a sum of their squares by all that is given."""
+    given = inputs(shape, device, dtype, True)
+    y, state = memory_update(**given, backend=backend)
+    found = [y, *(w for part in state[:3] for w in part)]
+    loss = torch.stack([x.double().square().sum() for x in found]).sum()
+    return [*found, *torch.autograd.grad(loss, leaves_of(given))]
+
+
+def largest_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    errors = [
+        ((x.double() - y).abs().max() / y.abs().max().clamp_min(1e-3)).item()
+        for x, y in zip(got, wanted, strict=True)
+    ]
+    # A NaN is no maximum's.
+    return max(errors) if all(math.isfinite(error) for error in errors) else math.inf
+
+
+@torch.no_grad()
+def decoding_error(shape: Shape, device: str, dtype: torch.dtype) -> float:
+    """Of a layer's tokens one at a time, across the end of a chunk, against one call."""
+    torch.manual_seed(0)
+    module = ours(shape).to(device, dtype)
+    x = torch.randn(1, shape.chunk + 4, shape.heads * shape.width, device=device, dtype=dtype)
+    whole, wanted = module(x)
+    y, state = module(x[:, :-8])
+    outputs = [y]
+    for t in range(x.shape[1] - 8, x.shape[1]):
+        y, state = module(x[:, t : t + 1], state)
+        outputs.append(y)
+
+    def parts(y: Tensor, state: Any) -> list[Tensor]:
+        return [x.double() for x in (y, *state.memory.memory, *state.memory.surprise)]
+
+    return largest_error(parts(torch.cat(outputs, 1), state), parts(whole, wanted))
 
 
 @contextlib.contextmanager
@@ -342,8 +401,9 @@ def rounds(rows: dict[str, Work], count: int, device: str) -> dict[str, float]:
 
 def rows_of(shape: Shape, device: str, backward: bool) -> dict[str, Work]:
     rows = products(device, torch.float32, shape)
-    rows["memory_update"] = update(shape, device, torch.float32, backward, "auto")
-    rows["memory_update, chunked"] = update(shape, device, torch.float32, backward, "chunked")
+    for backend in TIMED:
+        name = "memory_update" if backend == "auto" else f"memory_update, {backend}"
+        rows[name] = update(shape, device, torch.float32, backward, backend)
     rows["NeuralMemory"] = layer(ours(shape), shape, device, backward, lambda out: out[0])
     for name, build in {
         "titans-pytorch": lambda: layer(theirs(shape), shape, device, backward, lambda out: out[0]),
@@ -490,6 +550,15 @@ def draw(results: dict[str, Any], picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
+def versions() -> dict[str, str]:
+    """Of what is measured beside ours, or runs it, where it is installed."""
+    found = {}
+    for name in ("titans-pytorch", "flash-linear-attention", "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--peak"]:
         torch.set_num_threads(2)
@@ -503,11 +572,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
         "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
         "threads": options.threads, "rounds": options.rounds,
-        **provenance(),
+        **provenance(), "versions": versions(),
         "chunks": {},
     }  # fmt: skip
     path = options.out / f"kernels-{options.device}.json"

@@ -20,13 +20,12 @@ from titans_core.convolution import CausalConvolution
 from titans_kernels import (
     MemoryState,
     UpdateRule,
-    decodes,
     fresh_state,
-    layer_token,
     memory_read,
     memory_update,
     momentary_surprise,
 )
+from titans_kernels.memory_update.native import decodes, layer_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +198,19 @@ class Recall(nn.Module):
             y = memory_read(q, memory, initial, rule=self.rule, norm=norm)
         return y.flatten(2).to(x.dtype), NeuralMemoryState(memory, tail, self.settings)
 
-    def decodes(self, x: Float[Tensor, "B T dim"]) -> bool:
-        """Whether `one_token` can do what `forward` would, without gradients, mask and reset."""
+    def decodes(self, x: Float[Tensor, "B T dim"], out: tuple[Tensor, ...] = ()) -> bool:
+        """Whether `one_token` can do what `forward` would, without gradients, mask and reset.
+
+        `out` are the weights behind its `out`.
+        """
         if x.shape[1] != 1 or self.conv is None or torch.is_autocast_enabled(x.device.type):
             return False
-        return decodes(x, (self.qkv.weight, self.gates.weight, *self.initial), rule=self.rule)
+        initial = tuple(self.initial)
+        weights = (
+            self.qkv.weight, self.conv.weight, self.gates.weight, self.norm_gain, self.norm_bias,
+            *initial, *out,
+        )  # fmt: skip
+        return decodes(x, weights, len(initial), rule=self.rule)
 
     def one_token(
         self,
@@ -340,7 +347,8 @@ class NeuralMemory(nn.Module):
             state = self.recall.fresh_state(x.shape[0], start)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        if write and mask is None and reset is None and self.recall.decodes(x):
+        out = (self.out_norm, self.out_gate.weight)
+        if write and mask is None and reset is None and self.recall.decodes(x, out):
             y, state = self.recall.one_token(x, state, (self.out_norm, self.out_gate(x)))
             return self.out(y), state
         y, state = self.recall(x, state, mask=mask, reset=reset, write=write, start=start)

@@ -178,6 +178,20 @@ def test_strides_and_expanded_gradients() -> None:
     assert torch.equal(grad, wanted)
 
 
+@pytest.mark.parametrize("time", [1, 5])
+def test_the_start_alone_may_learn(time: int) -> None:
+    problem = make_problem(time=time, carried=True, started=True, chunk_size=4)
+    assert problem.start is not None
+    problem = replace(problem, reset=torch.tensor([[True] + [False] * (time - 1)] * 2))
+    starts = [w.requires_grad_() for part in problem.start[:3:2] for w in part]
+    found, wanted = (
+        torch.autograd.grad(problem.run(backend)[0].square().sum(), starts)
+        for backend in ("native", "reference")
+    )
+    assert all(w.any() for w in wanted)
+    assert_close(named(found), named(wanted), 1e-10)
+
+
 def test_gradcheck() -> None:
     problem = make_problem(
         batch=1, time=5, heads=1, width=2, hidden=3, chunk_size=2, carried=True, largest_step=0.5

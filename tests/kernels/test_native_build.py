@@ -1,9 +1,13 @@
 """Compiling on first use: kept once, wherever there is room, and honest where it cannot be done."""
 
+import ctypes
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +32,8 @@ assert build.library(torch.float64).forward
 @pytest.fixture(autouse=True)
 def _forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test begins without a library, in a cache of its own; at -O0, which is quick."""
-    caches = (build.library, build.missing, native.compiles)
+    caches = (build.library_or_why, build.missing, native.compiles)
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))
     for function in caches:
@@ -49,7 +54,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     problem.run("native")
     names = kept(tmp_path)
     assert len(names) == 1
-    build.library.cache_clear()
+    build.library_or_why.cache_clear()
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("compiled again"))
     problem.run("native")
     assert kept(tmp_path) == names
@@ -93,6 +98,65 @@ def test_without_a_cache_it_is_compiled_for_this_process(
 
 
 @needs_compiler
+def test_a_cache_that_nothing_may_be_run_from_is_read_by_way_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: str) -> Any:
+        if path.startswith(str(tmp_path / "cache")):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return library(path)
+
+    library = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    problem = make_problem(time=5)
+    wanted = problem.run("native")
+    assert len(kept(tmp_path)) == 1
+    # Another process.
+    build.library_or_why.cache_clear()
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("compiled again"))
+    assert_same_bits(problem.run("native"), wanted)
+
+
+def nowhere_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str) -> Any:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+def nowhere_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", os.devnull)
+
+
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lack", [nowhere_to_run, nowhere_to_write, no_home])
+def test_without_a_folder_auto_takes_another_and_the_name_is_refused(
+    lack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack(monkeypatch)
+    built = build.build
+    calls = []
+    monkeypatch.setattr(build, "build", lambda *given: calls.append(1) or built(*given))
+    problem = make_problem(time=5)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="could not be compiled and loaded: .*XDG_CACHE_HOME"):
+            problem.run("native")
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME.*'auto' takes 'chunked'"):
+        y = problem.run("auto")
+    assert_same_bits(y, problem.run("chunked"))
+    # What has failed is not tried at every call.
+    assert len(calls) <= 1
+
+
+@needs_compiler
 def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
     script = SCRIPT.format(path=sys.path)
     running = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
@@ -109,6 +173,33 @@ def test_without_a_compiler_auto_takes_another_and_the_name_is_refused(
     with pytest.raises(ValueError, match="'native' cannot run here: no C compiler was found"):
         problem.run("native")
     assert_same_bits(problem.run("auto"), problem.run("chunked"))
+
+
+@pytest.mark.parametrize("name", ["no-such-cc -m64", "'cc"])
+def test_a_compiler_that_is_named_and_not_there_is_no_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", name)
+    said = f"no C compiler was found as CC names it, {name!r}"
+    assert available_backends()["native"] == said
+    problem = make_problem(time=5)
+    with pytest.raises(ValueError, match=f"'native' cannot run here: {said}"):
+        problem.run("native")
+    with pytest.warns(UserWarning, match=f"{said}.*'auto' takes 'chunked'"):
+        y = problem.run("auto")
+    assert_same_bits(y, problem.run("chunked"))
+
+
+@needs_compiler
+def test_a_compiler_may_be_named_with_words_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper, said = tmp_path / "my wrapper", tmp_path / "said"
+    wrapper.write_text(f'#!/bin/sh\necho "$1" > "{said}"\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{wrapper}' {build.compiler()}")
+    assert torch.isfinite(make_problem(time=5).run("native")[0]).all()
+    assert said.read_text().startswith("/")
 
 
 def test_a_compiler_that_fails_is_quoted_and_warned_of_once(

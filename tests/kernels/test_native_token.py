@@ -1,5 +1,7 @@
 """One token in C, alone and from a layer's projections on."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -142,3 +144,99 @@ def test_a_state_of_another_dtype_is_refused() -> None:
     )
     with pytest.raises((TypeError, ValueError), match="state"):
         layer(x, half)
+
+
+@pytest.mark.parametrize("names", [("norm_gain", "norm_bias"), ("norm_bias",)])
+@torch.no_grad()
+def test_a_norm_of_another_dtype_is_read_as_what_it_is(
+    names: tuple[str, ...], decoded: list[int]
+) -> None:
+    layer = NeuralMemory(16, MemoryConfig(num_heads=2, chunk_size=4))
+    x = torch.randn(2, 3, 16)
+    for name in names:
+        parameter = getattr(layer.recall, name)
+        parameter.add_(torch.randn_like(parameter))
+        parameter.data = parameter.bfloat16()
+    y, state = layer(x[:, :2])
+    y = torch.cat([y, layer(x[:, 2:], state)[0]], 1)
+    assert_close({"y": y}, {"y": layer(x)[0]}, 1e-5)
+    assert decoded == [0]
+
+
+@torch.no_grad()
+def test_an_output_norm_of_another_dtype_is_read_as_what_it_is(decoded: list[int]) -> None:
+    layer = NeuralMemory(16, MemoryConfig(num_heads=2, chunk_size=4))
+    layer.out_norm.add_(torch.randn_like(layer.out_norm))
+    layer.out_norm.data = layer.out_norm.bfloat16()
+    x = torch.randn(2, 3, 16)
+    y, state = layer(x[:, :2])
+    y = torch.cat([y, layer(x[:, 2:], state)[0]], 1)
+    assert_close({"y": y}, {"y": layer(x)[0]}, 1e-5)
+    # The memory itself may go the short way.
+    assert decoded == [1]
+
+
+@torch.no_grad()
+def test_a_convolution_of_another_dtype_is_refused_at_every_length() -> None:
+    layer = NeuralMemory(16, MemoryConfig(num_heads=2, chunk_size=4))
+    assert layer.recall.conv is not None
+    layer.recall.conv.double()
+    for time in (1, 2):
+        with pytest.raises(RuntimeError, match="same"):
+            layer(torch.randn(2, time, 16))
+
+
+def token_of(layer: NeuralMemory, x: torch.Tensor) -> dict[str, Any]:
+    """What `layer_token` is given for a layer's first token."""
+    recall = layer.recall
+    assert recall.conv is not None
+    state = layer.fresh_state(len(x))
+    return {
+        "projected": recall.qkv(x), "tail": state.conv_tail, "taps": recall.conv.weight,
+        "logits": recall.gates(x), "gates": recall.gate_sizes, "max_step": 0.1,
+        "initial": tuple(recall.initial), "rule": recall.rule, "norm": (recall.norm_gain, recall.norm_bias),
+        "state": state.memory, "out": (layer.out_norm, layer.out_gate(x)),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def test_what_is_read_as_raw_memory_is_what_it_should_be(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--shapes"):
+        pytest.skip("what is wrong here on purpose is what --shapes catches first")
+    layer = NeuralMemory(16, MemoryConfig(num_heads=2, chunk_size=4))
+    given = token_of(layer, torch.randn(2, 1, 16))
+    wanted = native.layer_token(**given)
+
+    def refused(**changed: Any) -> None:
+        with pytest.raises(ValueError, match=r" must .*: got "):
+            native.layer_token(**{**given, **changed})
+
+    changes: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda x: x.double(),
+        lambda x: x.to("meta"),
+        lambda x: x[..., :-1],
+        lambda x: x[:-1],
+    ]
+    for change, name in itertools.product(changes, given):
+        value = given[name]
+        if name == "state":
+            for part in ("memory", "chunk_memory", "surprise"):
+                refused(state=value._replace(**{part: tuple(map(change, getattr(value, part)))}))
+        elif isinstance(value, tuple):
+            for i in range(len(value)):
+                refused(**{name: (*value[:i], change(value[i]), *value[i + 1 :])})
+        elif isinstance(value, torch.Tensor) and (name != "tail" or change is not changes[0]):
+            refused(**{name: change(value)})
+    # Under autocast a tail has another precision.
+    native.layer_token(**{**given, "tail": given["tail"].bfloat16()})
+    with pytest.raises(ValueError, match="gates must have 1 or 2 logits per head: got"):
+        native.layer_token(**{**given, "gates": {"step_size": 3}})
+    # Any strides.
+    apart = {
+        name: value.mT.contiguous().mT if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
+    apart["projected"] = torch.stack([given["projected"]] * 2, -1)[..., 0]
+    apart["logits"] = torch.stack([given["logits"]] * 2, -1)[..., 0]
+    apart["out"] = tuple(torch.stack([x, x], -1)[..., 0] for x in given["out"])
+    assert_same_bits(native.layer_token(**apart), wanted)

@@ -1,9 +1,11 @@
 """The Triton backend: in the interpreter, compiled for a GPU that is not there, and on one that is."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from memory_problems import (
 )
 
 from titans_kernels import available_backends
-from titans_kernels.memory_update import triton_update
+from titans_kernels.memory_update import triton_launch, triton_update
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ["walk_forward", "read_forward", "read_backward", "walk_backward", "token"]
@@ -84,14 +86,14 @@ def assert_compiles(
 
 
 @needs_triton
-def test_compiles_for_a_gpu_without_spills() -> None:
+def test_compiles_for_a_gpu_without_spills_in_tf32() -> None:
     assert_compiles(["walk_forward", "token"], [64], [16])
 
 
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_kernel_compiles_for_a_gpu_without_spills(kernel: str) -> None:
+def test_every_kernel_compiles_for_a_gpu_without_spills_in_tf32(kernel: str) -> None:
     assert_compiles([kernel], [32, 48, 64], [16, 64])
 
 
@@ -119,6 +121,7 @@ def test_says_why_it_cannot_run_here() -> None:
     ({"channel_forget": True}, "got channel_forget"),
     ({"chunk_size": 128}, "got chunk_size = 128"),
     ({"width": 300, "hidden": 4}, "got heads of width 300"),
+    ({"hidden": 33}, "got a hidden width of 33, in 2 slices .* this device runs 1 at once"),
 ])  # fmt: skip
 def test_what_it_does_not_take(
     change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +130,66 @@ def test_what_it_does_not_take(
     monkeypatch.setattr(triton_update, "interpreted", lambda: True)
     with pytest.raises(ValueError, match=f"{NAME}: {said}.*backend='chunked'"):
         make_problem(**{"time": 2, **change}).run("triton")
+
+
+@pytest.mark.parametrize(("programs", "shared", "hidden", "said"), [
+    (132, 232_448, 4_224, None),
+    (132, 232_448, 4_225, "got a hidden width of 4225, in 133 slices"),
+    (188, 101_376, 16, "got a device with 99 KiB of shared memory for a program; it takes 227"),
+    (60, 0, 16, "got a device with 0 KiB"),
+])  # fmt: skip
+def test_what_it_takes_on_other_devices(
+    programs: int, shared: int, hidden: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_update, "missing", lambda: None)
+    monkeypatch.setattr(triton_update, "interpreted", lambda: True)
+    monkeypatch.setattr(triton_update, "limits", lambda _: (programs, shared))
+    problem = make_problem(time=2, hidden=hidden)
+    found = triton_update.refusal(problem.q, problem.initial, problem.rule)
+    assert found == said or (said is not None and str(found).startswith(said))
+    assert said is None or str(found).endswith(", or take backend='chunked'")
+    # A single layer is one slice, however wide.
+    one = make_problem(time=2, depth=1, width=16)
+    if shared:
+        monkeypatch.setattr(triton_update, "limits", lambda _: (1, 232_448))
+        assert triton_update.refusal(one.q, one.initial, one.rule) is None
+
+
+def test_the_limits_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        multi_processor_count, shared_memory_per_block_optin = 132, 232_448
+
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: asked.append(device) or Properties
+    )
+    try:
+        assert triton_update.limits(torch.device("cuda:3")) == (132, 232_448)
+    finally:
+        triton_update.limits.cache_clear()
+    assert asked == [torch.device("cuda:3")]
+
+
+def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        arg_names = ("first", "q", "SIZE")
+        __name__ = "kernel"
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return lambda **given: events.append((grid, given["SIZE"]))
+
+    @contextlib.contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        events.append(x)
+        yield
+        events.append("over")
+
+    events: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    q = torch.zeros(2)
+    triton_launch.launch(Kernel(), 7, {"q": q, "SIZE": 4, "first": 0, "unasked": None})
+    assert events[0] is q
+    assert events[1:] == [((7,), 4), "over"]
 
 
 def test_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

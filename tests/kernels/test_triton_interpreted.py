@@ -25,7 +25,12 @@ from torch import Tensor
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("test_triton.py runs these in the interpreter", allow_module_level=True)
 
-from titans_kernels.memory_update import triton_function, triton_launch, triton_token
+from titans_kernels.memory_update import (
+    triton_function,
+    triton_launch,
+    triton_token,
+    triton_update,
+)
 from titans_kernels.memory_update.triton_parts import derivatives
 
 # One row and two heads, or two rows, of a few chunks: a chunk of a row takes the interpreter half a second.
@@ -202,6 +207,7 @@ def storages(given: dict[str, Any]) -> dict[int, Tensor]:
 def sliced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts the hidden units into slices of 16, whose programs meet."""
     monkeypatch.setattr(triton_launch, "SLICE", 16)
+    monkeypatch.setattr(triton_update, "limits", lambda _: (8, triton_launch.SHARED_BYTES))
     for module in (triton_function, triton_token):
         monkeypatch.setattr(module, "launch", side_by_side)
 

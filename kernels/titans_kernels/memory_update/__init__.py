@@ -16,10 +16,10 @@ from titans_kernels.memory_update.checks import (
     check_inputs,
     check_layout,
     check_state,
+    check_tokens,
 )
 from titans_kernels.memory_update.chunk import Inputs, write
 from titans_kernels.memory_update.coefficients import Coefficients
-from titans_kernels.memory_update.native import decodes, layer_token
 from titans_kernels.memory_update.network import activate, normalize
 from titans_kernels.memory_update.types import (
     InitialWeights,
@@ -46,9 +46,7 @@ __all__ = [
     "UpdateRule",
     "Weights",
     "available_backends",
-    "decodes",
     "fresh_state",
-    "layer_token",
     "memory_read",
     "memory_update",
     "momentary_surprise",
@@ -86,9 +84,10 @@ def memory_update(
     back: `start` (a state of batch 1) or, without one, M_{-1} and no surprise. State and accumulation
     are float32, or float64 for float64 inputs; the output has q's dtype.
 
-    `backend="auto"` takes "native" on a CPU where there is a C compiler and "triton" on a CUDA device, for
-    one inner step and forgetting per head, at a depth of 1 or 2 on the latter, else "chunked"; a backend
-    asked for by name runs or raises.
+    `backend="auto"` takes "native" on a CPU where there is a C compiler and "triton" on a CUDA device with
+    the shared memory of compute capability 9.0, for one inner step and forgetting per head, at a depth of 1
+    or 2 on the latter, else "chunked"; a backend asked for by name runs or raises. Forward-mode derivatives
+    are those of "reference" alone.
     Raises ValueError or TypeError for shapes, dtypes, devices and layouts that do not fit.
     """
     if torch.compiler.is_compiling():
@@ -97,7 +96,7 @@ def memory_update(
             q, k, v, step_size, momentum, forget, initial, rule=rule, norm=norm, mask=mask,
             reset=reset, state=state, start=start, backend=backend,
         )  # fmt: skip
-    run = choose_backend(backend, q, len(initial), rule)
+    run = choose_backend(backend, q, initial, rule)
     gates = {"step_size": step_size, "momentum": momentum, "forget": forget}
     check_inputs(q, k, v, gates, len(initial), rule)
     check_initial(initial, norm, q)
@@ -143,6 +142,7 @@ def memory_read(
     norm: Norm | None = None,
 ) -> Float[Tensor, "B T H D"]:
     """f(M; q) at the state's running memory, for every token; nothing is written."""
+    check_tokens(q=q)
     check_initial(initial, norm, q)
     with torch.autocast(q.device.type, enabled=False):
         dtype = state_dtype(q.dtype)
@@ -167,36 +167,48 @@ def momentary_surprise(
 ) -> Float[Tensor, "B T H L"]:
     """Norm of each token's gradient (eq. 12), unclamped, for tokens of the chunk that the state is in.
 
-    With several inner steps it is the first one's.
+    With several inner steps it is the first one's. Float32, or float64 for float64 inputs.
     """
+    check_tokens(k=k, v=v)
     check_initial(initial, norm, k)
-    k, v = (x.movedim(2, 1).flatten(0, 1) for x in (k, v))  # [R, T, D]
-    rows = len(k)
+    with torch.autocast(k.device.type, enabled=False):
+        dtype = state_dtype(k.dtype)
+        initial = tuple(w.to(dtype) for w in initial)
+        # Later steps are not asked for, nor what the state holds of them.
+        rule, state = replace(rule, max_surprise=None, inner_steps=1), state._replace(passes=())
+        check_state(state, initial, k.shape[0], "state", rule)
+        k, v = (x.to(dtype).movedim(2, 1).flatten(0, 1) for x in (k, v))  # [R, T, D]
+        rows = len(k)
 
-    def per_row(x: Tensor) -> Tensor:
-        return x.expand(rows // len(x), *x.shape).flatten(0, 1)
+        def per_row(x: Tensor) -> Tensor:
+            return x.expand(rows // len(x), *x.shape).flatten(0, 1)
 
-    ones = k.new_ones(rows, 1, k.shape[1], 1)
-    chunk = Inputs(
-        k, k, v,
-        Coefficients(*[ones] * 6),
-        None if rule.forget_toward == "zero" else [per_row(w) for w in initial],
-        None if norm is None else (per_row(norm[0][:, None]), per_row(norm[1][:, None])),
-        replace(rule, max_surprise=None),
-    )  # fmt: skip
-    keys = write(chunk, chunk.weights([w.flatten(0, 1) for w in state.chunk_memory]))
-    norms = [e.norm(dim=-1) * x.norm(dim=-1) for e, x in zip(keys.errors, keys.inputs, strict=True)]
-    return torch.stack(norms, -1).unflatten(0, state.memory[0].shape[:2]).movedim(1, 2)
+        ones = k.new_ones(rows, 1, k.shape[1], 1)
+        affine = None
+        if norm is not None:
+            gain, bias = (per_row(part.to(dtype)[:, None]) for part in norm)
+            affine = (gain, bias)
+        chunk = Inputs(
+            k, k, v,
+            Coefficients(*[ones] * 6),
+            None if rule.forget_toward == "zero" else [per_row(w) for w in initial],
+            affine,
+            rule,
+        )  # fmt: skip
+        keys = write(chunk, chunk.weights([w.flatten(0, 1) for w in state.chunk_memory]))
+        both = zip(keys.errors, keys.inputs, strict=True)
+        norms = torch.stack([e.norm(dim=-1) * x.norm(dim=-1) for e, x in both], -1)
+        return norms.unflatten(0, state.memory[0].shape[:2]).movedim(1, 2)
 
 
-def choose_backend(name: str, q: Tensor, layers: int, rule: UpdateRule):  # type: ignore[no-untyped-def]
+def choose_backend(name: str, q: Tensor, initial: InitialWeights, rule: UpdateRule):  # type: ignore[no-untyped-def]
     if name == "auto":
-        if q.is_cuda and triton_update.refusal(q, layers, rule) is None:
+        if q.is_cuda and triton_update.refusal(q, initial, rule) is None:
             return BACKENDS["triton"]
-        return BACKENDS["native" if native.takes(q, layers, rule) else "chunked"]
+        return BACKENDS["native" if native.takes(q, len(initial), rule) else "chunked"]
     if name not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {sorted(BACKENDS)}: got {name!r}.")
-    refusal = triton_update.refusal(q, layers, rule) if name == "triton" else None
+    refusal = triton_update.refusal(q, initial, rule) if name == "triton" else None
     if refusal is not None:
         raise ValueError(f"backend 'triton' cannot take this call: {refusal}.")
     return BACKENDS[name]

@@ -1,7 +1,10 @@
 """What a caller of the memory update may pass, checked once; errors say what came and what to do."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from titans_kernels.memory_update.types import (
     InitialWeights,
@@ -16,22 +19,9 @@ from titans_kernels.memory_update.types import (
 def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], layers: int, rule: UpdateRule
 ) -> None:
-    if q.ndim != 4:
-        raise ValueError(f"q must have shape [B, T, H, D]: got {list(q.shape)}.")
-    if not q.is_floating_point():
-        raise TypeError(f"q must be floating point: got {q.dtype}.")
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape:
-            raise ValueError(
-                f"{name} must have q's shape [B, T, H, D] = {list(q.shape)}: got {list(x.shape)}."
-            )
-    for name, x in {"k": k, "v": v, **gates}.items():
-        if x.device != q.device:
-            raise ValueError(f"{name} must be on q's device {q.device}: got {x.device}.")
-        if (x.dtype == torch.float64) != (q.dtype == torch.float64):
-            raise TypeError(
-                f"{name} must have q's precision {q.dtype}: got {x.dtype}; convert one."
-            )
+    check_tokens(q=q, k=k, v=v)
+    for name, x in gates.items():
+        check_beside(name, x, "q", q)
     for name, gate in gates.items():
         if name == "forget" and rule.channel_forget:
             if gate.shape != q.shape:
@@ -48,13 +38,45 @@ def check_inputs(
             )
 
 
+def check_tokens(**streams: Tensor) -> None:
+    """Every stream by its name; the first is what the others stand beside."""
+    (first, x), *others = streams.items()
+    if x.ndim != 4:
+        raise ValueError(f"{first} must have shape [B, T, H, D]: got {list(x.shape)}.")
+    if 0 in x.shape[2:]:
+        raise ValueError(
+            f"{first} must have at least one head and one channel, [B, T, H, D]: got {list(x.shape)}."
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"{first} must be floating point: got {x.dtype}.")
+    for name, other in others:
+        if other.shape != x.shape:
+            raise ValueError(
+                f"{name} must have {first}'s shape [B, T, H, D] = {list(x.shape)}: got "
+                f"{list(other.shape)}."
+            )
+        check_beside(name, other, first, x)
+
+
+def check_beside(name: str, x: Tensor, first: str, other: Tensor) -> None:
+    """x goes with `other`, which is called `first`."""
+    if x.device != other.device:
+        raise ValueError(f"{name} must be on {first}'s device {other.device}: got {x.device}.")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point: got {x.dtype}.")
+    if (x.dtype == torch.float64) != (other.dtype == torch.float64):
+        raise TypeError(
+            f"{name} must have {first}'s precision {other.dtype}: got {x.dtype}; convert one."
+        )
+
+
 def check_initial(initial: InitialWeights, norm: Norm | None, q: Tensor) -> None:
     heads, width = q.shape[2:]
     if not initial:
         raise ValueError("initial must hold at least one weight matrix [H, out, in]: got none.")
     inside = width
     for layer, w in enumerate(initial):
-        hidden = w.shape[1] if w.ndim == 3 else 4 * width
+        hidden = (w.shape[1] if w.ndim == 3 else 0) or 4 * width
         outside = width if layer == len(initial) - 1 else hidden
         if w.shape != (heads, outside, inside):
             raise ValueError(
@@ -64,12 +86,16 @@ def check_initial(initial: InitialWeights, norm: Norm | None, q: Tensor) -> None
         if w.device != q.device:
             raise ValueError(f"initial[{layer}] must be on q's device {q.device}: got {w.device}.")
         inside = w.shape[1]
-    for part in norm or ():
-        if part.shape != (heads, width):
-            raise ValueError(
-                f"norm must be a gain and a bias of shape [H, D] = [{heads}, {width}]: "
-                f"got {list(part.shape)}."
-            )
+    if norm is None:
+        return
+    shapes = [list(part.shape) for part in norm]
+    if shapes != [[heads, width]] * 2:
+        raise ValueError(
+            f"norm must be a gain and a bias of shape [H, D] = [{heads}, {width}]: got {shapes}."
+        )
+    for part in norm:
+        if part.device != q.device:
+            raise ValueError(f"norm must be on q's device {q.device}: got {part.device}.")
 
 
 def check_state(
@@ -97,6 +123,20 @@ def check_state(
     if state.position.shape != (batch,):
         raise ValueError(
             f"{name}.position must have shape [B] = [{batch}]: got {list(state.position.shape)}."
+        )
+    if state.position.dtype not in (torch.int32, torch.int64) or state.position.device != device:
+        raise ValueError(
+            f"{name}.position must be whole numbers, torch.int64, on {device}: got "
+            f"{state.position.dtype} on {state.position.device}."
+        )
+
+
+def refuse_tangents(backend: str, tensors: Iterable[Tensor]) -> None:
+    """A backend whose derivative goes backward alone would drop those of forward mode."""
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise ValueError(
+            f"backend {backend!r} takes tensors without a tangent of forward-mode derivatives: got one "
+            "with it. Take 'reference'."
         )
 
 

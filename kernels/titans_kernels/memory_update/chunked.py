@@ -54,7 +54,7 @@ def memory_update(
     step and forgetting per head.
     """
     batch, time, heads, _ = q.shape
-    if time == 0:
+    if 0 in (batch, time):
         return q, state
     plain = rule.inner_steps == 1 and not rule.channel_forget
     if time == 1 and plain and token is not None:

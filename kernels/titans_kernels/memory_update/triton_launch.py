@@ -13,6 +13,9 @@ BUDGET_BYTES = 256 * 2**20
 SLICE = 32
 """Hidden units of one program, at most."""
 
+SHARED_BYTES = 232_448
+"""Of shared memory that one program may have on sm_90, for which the tiles are made."""
+
 WARPS = {"walk_backward": 8}
 """Of a kernel's programs, where 4 have too few registers."""
 
@@ -42,12 +45,30 @@ class Sizes(NamedTuple):
     ) -> "Sizes":
         """For tokens [N, R, C, D]; at depth 1 the hidden width is D."""
         chunks, rows, tokens, wide = shape
-        tile = side(wide)
-        most = tile if depth == 1 else min(side(hidden), SLICE)
-        slices = -(-hidden // most)
+        most, slices = slice_of(depth, hidden, wide), slices_of(depth, hidden, wide)
         return cls(
-            chunks, rows, heads, tokens, hidden, wide, width or wide, tile, most, slices, depth
+            chunks,
+            rows,
+            heads,
+            tokens,
+            hidden,
+            wide,
+            width or wide,
+            side(wide),
+            most,
+            slices,
+            depth,
         )
+
+
+def slice_of(depth: int, hidden: int, width: int) -> int:
+    """Hidden units of one program."""
+    return side(width) if depth == 1 else min(side(hidden), SLICE)
+
+
+def slices_of(depth: int, hidden: int, width: int) -> int:
+    """Programs of one row and head, which wait for each other."""
+    return -(-hidden // slice_of(depth, hidden, width))
 
 
 def side(length: int) -> int:
@@ -80,4 +101,6 @@ def segments(sizes: Sizes, state: Tensor, training: bool) -> list[tuple[int, int
 def launch(kernel: Any, programs: int, given: dict[str, Any]) -> None:
     """Runs so many programs of a kernel, which takes what it asks for by name."""
     names = {name: given[name] for name in kernel.arg_names}
-    kernel[(programs,)](**names, num_warps=warps_of(kernel.__name__), num_stages=1)
+    # Triton launches on the current device, which may be another.
+    with torch.cuda.device_of(next(x for x in names.values() if isinstance(x, Tensor))):
+        kernel[(programs,)](**names, num_warps=warps_of(kernel.__name__), num_stages=1)

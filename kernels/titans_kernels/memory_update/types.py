@@ -54,13 +54,20 @@ class UpdateRule:
     channel_forget: bool = False  # `forget` per channel [B, T, H, D], not per head or layer
 
     def __post_init__(self) -> None:
+        for name in ("chunk_size", "inner_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be an integer: got {value!r}.")
         if self.chunk_size < 1:
             raise ValueError(
                 f"chunk_size must be a positive number of tokens: got {self.chunk_size}."
             )
-        if self.max_surprise is not None and not self.max_surprise > 0:
+        # What float32 rounds to 0 would be no clamp.
+        smallest = torch.finfo(torch.float32).tiny
+        if self.max_surprise is not None and not self.max_surprise >= smallest:
             raise ValueError(
-                f"max_surprise must be a positive norm, or None for no clamp: got {self.max_surprise}."
+                f"max_surprise must be a norm of at least {smallest:.1e}, or None for no clamp: got "
+                f"{self.max_surprise}."
             )
         if self.inner_steps not in (1, 2, 3):
             raise ValueError(f"inner_steps must be 1, 2 or 3: got {self.inner_steps}.")

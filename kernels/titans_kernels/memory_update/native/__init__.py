@@ -4,14 +4,17 @@ One inner step, forgetting per head or layer, tensors on the CPU.
 """
 
 import functools
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import CDLL
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from titans_kernels.memory_update.checks import refuse_tangents
 from titans_kernels.memory_update.chunked import begin_chunks, final_position
 from titans_kernels.memory_update.native.build import library, missing
 from titans_kernels.memory_update.native.token import one_token, projected_token
@@ -47,16 +50,20 @@ def unsupported(q: Tensor, layers: int, rule: UpdateRule) -> str | None:
 
 def takes(q: Tensor, layers: int, rule: UpdateRule) -> bool:
     """Whether "auto" may choose this backend for a call."""
-    return unsupported(q, layers, rule) is None and not missing() and compiles(state_dtype(q.dtype))
+    return unsupported(q, layers, rule) is None and compiles(state_dtype(q.dtype))
 
 
 @functools.cache
 def compiles(dtype: torch.dtype) -> bool:
-    """Whether the library is there or could be made; warns, once, where it could not."""
+    """Whether the library is there or could be made; warns, once, where it could not.
+
+    Nobody is told of a compiler that is missing and was not asked for.
+    """
     try:
         library(dtype)
     except ValueError as error:
-        warnings.warn(f"{error} backend 'auto' takes 'chunked' for now.", stacklevel=2)
+        if os.environ.get("CC") or not missing():
+            warnings.warn(f"{error} backend 'auto' takes 'chunked' for now.", stacklevel=2)
         return False
     return True
 
@@ -81,10 +88,12 @@ def memory_update(
     if why := unsupported(q, len(initial), rule):
         raise ValueError(f"backend 'native' takes {why}. Take 'auto' or 'chunked'.")
     run = library(q.dtype)
-    if q.shape[1] == 0:
+    if 0 in q.shape[:2]:
         return q, state
-    everything = (q, k, v, step_size, momentum, forget, initial, norm, state)
-    if q.shape[1] == 1 and not differentiable(*everything):
+    everything = [*tensors_of(q, k, v, step_size, momentum, forget, initial, norm, state, start)]
+    refuse_tangents("native", everything)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in everything)
+    if q.shape[1] == 1 and not learns:
         tokens = (q, k, v, step_size, momentum, forget)
         return single(run, tokens, initial, rule, norm, mask[:, 0], reset, state, start)
     phase = first_phase(state.position, mask, reset, rule.chunk_size).tolist()
@@ -124,12 +133,20 @@ def single(
     return y, begin_chunks(closed, state._replace(position=state.position + mask))
 
 
-def decodes(x: Tensor, weights: Sequence[Tensor], *, rule: UpdateRule) -> bool:
-    """Whether `layer_token` takes tokens of a layer with these weights, M_{-1} among them."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+def decodes(x: Tensor, weights: Sequence[Tensor], layers: int, *, rule: UpdateRule) -> bool:
+    """Whether `layer_token` takes tokens of a layer with these weights and a memory of so many layers.
+
+    `weights` are all that it reads, or that make what it reads.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or in_forward_mode():
         return False
     dtypes = {x.dtype, *(w.dtype for w in weights)}
-    return dtypes in ({torch.float32}, {torch.float64}) and takes(x, len(weights), rule)
+    return dtypes in ({torch.float32}, {torch.float64}) and takes(x, layers, rule)
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents."""
+    return forward_ad._current_level >= 0
 
 
 def layer_token(
@@ -151,10 +168,15 @@ def layer_token(
     q, k and v of all heads stand side by side, and are yet to be convolved, activated (SiLU) and, q and
     k, brought to length 1. `gates` says how many of step_size, momentum and forget the logits hold per
     head, in this order. With `out` the outputs are normed (RMS), times a gain, and gated (SiLU).
+    Where `decodes` says so; what comes is read as raw memory, so all of it is checked.
     """
+    tail = tail.to(projected.dtype)
+    check_token(projected, tail, taps, logits, gates, initial, norm, out, state)
     position = state.position.tolist()
     state = begin_chunks([p % rule.chunk_size == 0 for p in position], state)
-    parts = (projected, tail.to(projected.dtype).contiguous(), taps.contiguous(), logits)
+    if out is not None:
+        out = (out[0].contiguous(), out[1].contiguous())
+    parts = (projected.contiguous(), tail.contiguous(), taps.contiguous(), logits.contiguous())
     y, tail, state = projected_token(
         library(projected.dtype), *parts, gates, max_step, out, initial, rule, norm, state
     )
@@ -162,11 +184,55 @@ def layer_token(
     return y, tail, begin_chunks(closed, state._replace(position=state.position + 1))
 
 
-def differentiable(*parts: object) -> bool:
-    """Whether a tensor among these, or in tuples of them, asks for a gradient."""
-    if not torch.is_grad_enabled():
-        return False
-    tensors = (part for part in parts if isinstance(part, Tensor))
-    return any(x.requires_grad for x in tensors) or any(
-        differentiable(*part) for part in parts if isinstance(part, tuple)
-    )
+def check_token(
+    projected: Tensor,
+    tail: Tensor,
+    taps: Tensor,
+    logits: Tensor,
+    gates: dict[str, int],
+    initial: InitialWeights,
+    norm: Norm,
+    out: tuple[Tensor, Tensor] | None,
+    state: MemoryState,
+) -> None:
+    """Shapes, dtypes and devices, in few steps where all is well."""
+    layers, (heads, _, width), (gain, bias) = len(initial), initial[0].shape, norm
+    (batch, _, channels), dtype, taps_count = projected.shape, projected.dtype, taps.shape[1]
+    sides = [width, *[w.shape[1] for w in initial[:-1]], width]
+    matrices = [(heads, sides[i + 1], sides[i]) for i in range(layers)]
+    of_state = [(batch, *shape) for shape in matrices]
+    memory, held, surprise, position, _ = state
+    tensors = [
+        projected, tail, taps, logits, gain, bias, *(out or ()), *initial, *memory, *held, *surprise,
+    ]  # fmt: skip
+    shapes = [
+        (batch, 1, 3 * heads * width), (batch, taps_count - 1, channels), (channels, taps_count),
+        (batch, 1, heads * sum(gates.values())), (heads, width), (heads, width),
+        *([(heads, width), (batch, 1, heads * width)] if out else ()), *matrices, *of_state * 3,
+    ]  # fmt: skip
+    if any(count not in (1, layers) for count in gates.values()):
+        raise ValueError(f"gates must have 1 or {layers} logits per head: got {gates}.")
+    if position.shape != (batch,):
+        raise ValueError(f"state.position must have shape [{batch}]: got {list(position.shape)}.")
+    kinds = {(x.dtype, x.is_cpu) for x in tensors}
+    if kinds == {(dtype, True)} and [x.shape for x in tensors] == shapes:
+        return
+    names = ["projected", "tail", "taps", "logits", "gain", "bias"]
+    names += ["out[0]", "out[1]"] if out else []
+    for part in ("initial", "state.memory", "state.chunk_memory", "state.surprise"):
+        names += [f"{part}[{i}]" for i in range(layers)]
+    for name, x, shape in zip(names, tensors, shapes, strict=True):
+        if x.shape != shape or x.dtype != dtype or not x.is_cpu:
+            raise ValueError(
+                f"{name} must be {dtype} of shape {list(shape)} on the CPU: got {x.dtype} "
+                f"{list(x.shape)} on {x.device}. Give what a layer's own projections, weights and state are."
+            )
+
+
+def tensors_of(*parts: object) -> Iterator[Tensor]:
+    """The tensors among these and in tuples of them."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple):
+            yield from tensors_of(*part)

@@ -3,11 +3,13 @@
 The library is kept in the user's cache folder, under a name made of all that it depends on.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,9 +23,16 @@ TARGETS = ("-march=native", "-mcpu=native", "")
 
 
 def compiler() -> str | None:
-    """The path of the C compiler: the one that CC names, else the system's."""
-    names = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    """The command of the C compiler, with its path: the one that CC names, else the system's."""
+    named = os.environ.get("CC", "").strip()
+    try:
+        commands = [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]
+    except ValueError:
+        return None  # quotes without an end
+    for name, *flags in commands:
+        if found := shutil.which(name):
+            return shlex.join([found, *flags])
+    return None
 
 
 @functools.cache
@@ -31,29 +40,62 @@ def missing() -> str | None:
     """Why nothing can be compiled here; None where a compiler is found."""
     if os.name != "posix":
         return f"it is written for POSIX systems: this is {platform.system()}"
-    return None if compiler() else "no C compiler was found as cc, gcc or clang, or named by CC"
+    if compiler():
+        return None
+    named = os.environ.get("CC")
+    asked = f"as CC names it, {named!r}" if named else "as cc, gcc or clang, or named by CC"
+    return f"no C compiler was found {asked}"
+
+
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The functions for tensors of float32 or float64; raises ValueError where they cannot be made."""
+    found = library_or_why(dtype)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 @functools.cache
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The functions for tensors of float32 or float64; raises ValueError where they cannot be made."""
+def library_or_why(dtype: torch.dtype) -> ctypes.CDLL | str:
+    """The library, or why there is none: what has failed once is not tried again."""
     if why := missing():
-        raise ValueError(f"backend 'native' cannot run here: {why}. Take 'auto' or 'chunked'.")
+        return f"backend 'native' cannot run here: {why}. Take 'auto' or 'chunked'."
     flags = [*FLAGS, *(["-DDOUBLE"] if dtype == torch.float64 else [])]
-    kept = cache() / f"walk-{key(flags)}.so"
     try:
-        return ctypes.CDLL(str(kept))
-    except OSError:
-        pass  # not there, or not whole
+        return loaded(flags, cache() / f"walk-{key(flags)}.so")
+    except (OSError, RuntimeError) as error:
+        why = str(error).rstrip(".")
+        return (
+            f"backend 'native' could not be compiled and loaded: {why}. Set XDG_CACHE_HOME and TMPDIR to "
+            "folders that can be written to and run from, or take 'chunked'."
+        )
+    except ValueError as error:
+        return str(error)
+
+
+def loaded(flags: list[str], kept: Path) -> ctypes.CDLL:
+    """From where it is kept, or else made anew and kept there if that can be."""
+    if library := attempt(kept):
+        return library
+    # What is loaded needs its file no longer.
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / kept.name
+        if kept.is_file():
+            # Where it is kept, it may be that nothing may be run.
+            shutil.copyfile(kept, made)
+            if library := attempt(made):
+                return library
         build(flags, made)
-        try:
+        with contextlib.suppress(OSError):
             install(made, kept)
-        except OSError:
-            # What is loaded needs its file no longer.
-            return ctypes.CDLL(str(made))
-    return ctypes.CDLL(str(kept))
+        return ctypes.CDLL(str(made))
+
+
+def attempt(path: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None  # not there, not whole, or not to be run
 
 
 def cache() -> Path:
@@ -88,7 +130,7 @@ def build(flags: list[str], out: Path) -> None:
     said = ""
     for target in TARGETS:
         asked = [*flags, target] if target else flags
-        command = [str(compiler()), *asked, str(source), "-o", str(out)]
+        command = [*shlex.split(str(compiler())), *asked, str(source), "-o", str(out)]
         done = subprocess.run([*command, "-lm"], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return

@@ -1,6 +1,7 @@
 """One token in C, without a backward: it is written, then the memory that this made is read.
 
-B batch, H memory heads, D width of a head, K taps of a convolution, G gates per head.
+B batch, H memory heads, D width of a head, C = 3 H D channels, K taps of a convolution, S = K - 1, G gates
+per head.
 """
 
 import ctypes
@@ -39,9 +40,9 @@ def one_token(
 
 def projected_token(
     run: CDLL,
-    projected: Float[Tensor, "B 1 3*H*D"],
-    tail: Float[Tensor, "B K-1 3*H*D"],
-    taps: Float[Tensor, "3*H*D K"],
+    projected: Float[Tensor, "B 1 C"],
+    tail: Float[Tensor, "B S C"],
+    taps: Float[Tensor, "C K"],
     logits: Float[Tensor, "B 1 _"],
     gates: dict[str, int],
     max_step: float,
@@ -53,7 +54,7 @@ def projected_token(
 ) -> tuple[Tensor, Tensor, MemoryState]:
     """`one_token` of what a layer's projections gave: outputs, the tail and the state after.
 
-    See `layer_token`.
+    See `layer_token`, which has checked them; all are contiguous.
     """
     batch, heads, width = len(projected), initial[0].shape[0], initial[0].shape[2]
     last, written = torch.empty_like(tail), torch.ones(batch, dtype=torch.bool)
@@ -63,8 +64,7 @@ def projected_token(
     if out is None:
         streams += (0, 0, 0)
     else:
-        gain = out[0].contiguous()
-        streams += (gain.data_ptr(), out[1].data_ptr(), out[1].stride(0))
+        streams += (out[0].data_ptr(), out[1].data_ptr(), out[1].stride(0))
     for part in range(3):
         streams += (projected.data_ptr() + part * heads * width * size, row, 0, width, 0)
     at, row = logits.data_ptr(), logits.stride(0)
@@ -87,8 +87,6 @@ def step(
 ) -> MemoryState:
     """Fills y, and returns the state but for its position; `streams` as in `token.h`."""
     batch, _, heads, width = y.shape
-    if any(w.dtype != y.dtype for part in state[:3] for w in part):
-        raise TypeError(f"state must be {y.dtype}, as the tokens: convert it or the model.")
     memory, surprise = (
         tuple(torch.empty((batch, *w.shape), dtype=y.dtype) for w in initial) for _ in range(2)
     )
