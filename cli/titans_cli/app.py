@@ -1,7 +1,7 @@
 """The command `titans`: finds the installed commands, imports the one called, reports its errors.
 
 Exit codes: 0 done, 2 a mistake of the caller (bad arguments, files, names, connections), 1 a fault of
-ours, 130 interrupted.
+ours, 130 interrupted, 143 terminated.
 """
 
 import os
@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from titans_cli.plugins import DISTRIBUTION, is_ours, load, plugins, provider, summary
 
-CALLER_ERRORS = (ValueError, TypeError, OSError)
+CALLER_ERRORS = (ValueError, TypeError, OSError, MemoryError)
 COMPLETION = ("install_completion", "show_completion")
 
 

@@ -1,9 +1,12 @@
 """Checkpoints as safetensors and JSON: nothing in them is code, and none is ever half-written."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from titans_core.state import StateT, settings_of
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
+BEST = "best.json"
+"""Names the checkpoint with the lowest first figure of validation, beside the checkpoints."""
 CONFIGURATION = "titans_configuration"
 """The key of the weights' header under which a checkpoint says what was trained."""
 OTHER_STATE = (
@@ -28,36 +33,120 @@ NEEDED = (
     "carried",
     "cursor",
     "random",
+    "skipped",
 )
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_last: int = 2) -> None:
     """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON.
 
     Its `configuration` (see `configuration_of`) stands beside the weights, in the header of their file.
+    All of it is on the disk before it bears its name. Of older ones the last few stay, and the best
+    by the first of the figures under `valid`.
     """
     rest = dict(checkpoint)
     configuration = {CONFIGURATION: json.dumps(rest.pop("configuration", {}))}
+    valid = rest.pop("valid", {})
     weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
     tensors: dict[str, torch.Tensor] = {}
-    table = json.dumps({"schema": SCHEMA, "checkpoint": pack(rest, tensors)})
+    packed = pack(rest, tensors)
     draft = path.with_name(path.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(weights, draft / WEIGHTS, configuration)
-    save_file(tensors, draft / TENSORS)
-    (draft / REST).write_text(table)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(draft, path)
-    for old in complete(path.parent)[:-2]:
-        shutil.rmtree(old)
+    try:
+        draft.mkdir(parents=True)
+        sums = {
+            WEIGHTS: write_tensors(weights, draft / WEIGHTS, configuration),
+            TENSORS: write_tensors(tensors, draft / TENSORS),
+        }
+        write_synced(
+            draft / REST, json.dumps({"schema": SCHEMA, "sha256": sums, "checkpoint": packed})
+        )
+        sync_folder(draft)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+    best = _best_of(path, valid)
+    for old in complete(path.parent)[:-keep_last]:
+        if old.name != best:
+            shutil.rmtree(old)
+
+
+def _best_of(path: Path, valid: dict[str, float]) -> str | None:
+    """The name of the best checkpoint, which may be the one at `path` with figures `valid`."""
+    file = path.parent / BEST
+    best = read_json(file) if file.exists() else {}
+    if valid:
+        (name, value), *_ = valid.items()
+        if math.isfinite(value) and (best.get("figure") != name or value < best["value"]):
+            best = {"schema": SCHEMA, "checkpoint": path.name, "figure": name, "value": value}
+            draft = file.with_name(file.name + ".tmp")
+            write_synced(draft, json.dumps(best) + "\n")
+            os.replace(draft, file)
+    return best.get("checkpoint")
+
+
+def write_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str] | None = None
+) -> str:
+    """Writes a safetensors file to the disk, readable as other files are, and gives its SHA-256."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(tensors, path, header)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}.") from None
+    path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return sha256_of(path)
+
+
+def write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk; not every file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sums(path: Path, names: tuple[str, ...] = (WEIGHTS, TENSORS)) -> dict[str, Any]:
+    """The table of a checkpoint whose files are those that were written; ValueError where not."""
+    table = read_json(path / REST)
+    sums = table.get("sha256")
+    for name in names:
+        if not isinstance(sums, dict) or name not in sums:
+            raise ValueError(f"{path / REST} is damaged: it has no checksum of {name}.")
+        if sha256_of(path / name) != sums[name]:
+            raise ValueError(
+                f"{path / name} is damaged: it is not what was written. Take {path} away to go on from "
+                "the checkpoint before it."
+            )
+    return table
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What was saved; ValueError where a file is damaged or does not belong to the others."""
     weights = load_tensors(path / WEIGHTS)
     tensors = load_tensors(path / TENSORS)
-    table = read_json(path / REST)
+    table = check_sums(path)
     try:
         checkpoint = unpack(table["checkpoint"], tensors)
         missing = [name for name in NEEDED if name not in checkpoint]
@@ -89,6 +178,22 @@ def latest(folder: Path) -> Path:
             "with --resume."
         )
     return found[-1]
+
+
+def best(folder: Path) -> Path:
+    """The checkpoint with the best validation; FileNotFoundError where none was validated."""
+    if not (folder / BEST).exists():
+        raise FileNotFoundError(
+            f"There is no best checkpoint in {folder}: none was validated as it was saved. Set "
+            "train.valid_every, or take the last."
+        )
+    name = read_json(folder / BEST).get("checkpoint")
+    found = [path for path in complete(folder) if path.name == name]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder / BEST} names {name!r}, which is not there: take the last."
+        )
+    return found[0]
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -166,6 +271,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     are refused under others. Files that say nothing of their configuration are not asked.
     """
     weights = load_tensors(path)
+    if path.name == WEIGHTS and (path.parent / REST).exists():
+        check_sums(path.parent, (WEIGHTS,))
     _check_configuration(model, path)
     ours = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     theirs = {name: tuple(x.shape) for name, x in weights.items()}

@@ -54,8 +54,12 @@ class Log(Callback):
             "tokens_per_s": round(tokens / (now - self.since)),
         }
         last = step == config.steps
+        if module.skipped:
+            row["skipped"] = module.skipped
+        module.valid = {}
         if config.valid_every and (step % config.valid_every == 0 or last):
-            row |= {f"valid_{name}": value for name, value in module.task.validate().items()}
+            module.valid = module.task.validate()
+            row |= {f"valid_{name}": value for name, value in module.valid.items()}
         if config.sample_every and (step % config.sample_every == 0 or last):
             row["sample"] = module.task.sample()
         self.write(row)

@@ -1,8 +1,12 @@
 """Runs: folders that hold a configuration, a log, checkpoints and what the domain adds."""
 
 import json
+import platform
 import shutil
+import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +99,37 @@ def train_run(
         "domain": domain.name,
         "config": to_dict(config),
         "data_sha256": task.data_sha256,
+        "made_with": made_with(device),
     }
     (out / CONFIG).write_text(json.dumps(table, indent=2) + "\n")
     train(task, config.train, out, device=device, show=show, talk=talk)
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """Versions, and where titans is a git checkout its commit: what a figure depends on."""
+    versions = {}
+    for name in ("titans-toolkit", "torch", "lightning", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(), **versions,
+        "commit": commit_of(Path(__file__).parent), "device": str(device),
+        "threads": torch.get_num_threads(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit of a folder, `-dirty` where files differ from it; None outside of a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def resume_run(

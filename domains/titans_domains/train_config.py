@@ -24,6 +24,8 @@ class TrainConfig:
     valid_every: int = 200  # steps; 0 for never
     sample_every: int = 0
     checkpoint_every: int = 200
+    keep_last: int = 2  # checkpoints; the one with the best validation stays too
+    max_skipped: int = 10  # steps that may be left out because something was not finite
 
     def __post_init__(self) -> None:
         for name in ("lr", "min_lr", "weight_decay", "clip"):
@@ -31,10 +33,12 @@ class TrainConfig:
                 raise ValueError(
                     f"train.{name} must be finite and at most {LARGEST:g}: got {getattr(self, name)}."
                 )
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1: got {getattr(self, name)}.")
-        for name in ("warmup", "valid_every", "sample_every", "weight_decay", "clip"):
+        for name in (
+            "warmup", "valid_every", "sample_every", "weight_decay", "clip", "max_skipped",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be 0 or more: got {getattr(self, name)}.")
         if not self.lr > 0 or not 0 <= self.min_lr <= 1:

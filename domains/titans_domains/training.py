@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,10 +31,20 @@ from titans_domains.log import Log
 from titans_domains.train_config import TrainConfig
 
 
+class SkippedError(Exception):
+    """Leaves a step out, before the optimiser has done anything."""
+
+
+class TerminatedError(SystemExit):
+    """The end of a process that was asked to end, after its checkpoint."""
+
+
 class TrainingModule(LightningModule):
     """A task under Lightning. Carries each row's state from batch to batch, and into checkpoints.
 
-    What is not finite ends the training before any of it is saved in `folder`.
+    A step whose loss or gradient is not finite is left out, with the states that its batches would have
+    left, and counted in `skipped`; more than `max_skipped` of them, or weights or states that are not
+    finite, end the training before any of it is saved in `folder`.
     """
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path) -> None:
@@ -42,6 +54,8 @@ class TrainingModule(LightningModule):
         self.carried: Any = None
         self.cursor: dict[str, Any] | None = None
         self.batches: Iterator[Any] | None = None
+        self.skipped = 0
+        self.valid: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -55,22 +69,38 @@ class TrainingModule(LightningModule):
 
     def training_step(self, item: Any, index: int) -> torch.Tensor:
         batch, self.cursor = item
+        if index % self.config.accumulate == 0:
+            self.before, self.odd = self.carried, ""
         step = self.task.step(batch, self.carried)
-        self._check_finite("loss", [step.loss], self.global_step + 1)
+        if not step.loss.isfinite().all():
+            self.odd = "loss"
         self.carried = detach(step.state)
         self.last = step
         return step.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._check_finite("gradient", [norm], self.global_step + 1)
+        if not self.odd and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            self.odd = "gradient"
+        if self.odd:
+            raise SkippedError
+
+    def optimizer_step(self, *args: Any, **named: Any) -> None:
+        try:
+            super().optimizer_step(*args, **named)
+        except SkippedError:
+            self.carried = self.before
+            self.skipped += 1
+            if self.skipped > self.config.max_skipped:
+                raise self._not_finite(self.odd, self.global_step + 1) from None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         step, carried = self.global_step, named_tensors(self.carried)
         self._check_finite("weights", checkpoint["state_dict"].values(), step)
         self._check_finite("carried state", carried.values(), step)
         checkpoint["configuration"] = configuration_of(self.model)
+        checkpoint["valid"] = self.valid
+        checkpoint["skipped"] = self.skipped
         checkpoint["carried"] = self.carried
         checkpoint["cursor"] = self.cursor
         checkpoint["random"] = torch.get_rng_state()
@@ -79,18 +109,21 @@ class TrainingModule(LightningModule):
         carried = rebuild(checkpoint["carried"], self.task.fresh_state())
         device = next(self.model.parameters()).device
         self.carried = map_state(lambda x: x.to(device), carried)
-        self.cursor = checkpoint["cursor"]
+        self.cursor, self.skipped = checkpoint["cursor"], checkpoint["skipped"]
         # Here, so that a cursor that does not fit is refused before the log is touched.
         self.batches = self.task.batches(self.cursor)
         torch.set_rng_state(checkpoint["random"])
 
     def _check_finite(self, what: str, tensors: Iterable[torch.Tensor], step: int) -> None:
-        if all(x.isfinite().all() for x in tensors):
-            return
+        if not all(x.isfinite().all() for x in tensors):
+            raise self._not_finite(what, step)
+
+    def _not_finite(self, what: str, step: int) -> ValueError:
         kept = complete(self.folder)
-        raise ValueError(
-            f"The {what} of step {step} is not finite, and nothing of it was saved: train anew with "
-            "a smaller train.lr or train.clip; "
+        return ValueError(
+            f"The {what} of step {step} is not finite, and nothing of it was saved"
+            + (f", after {self.skipped - 1} steps that were left out" if self.skipped > 1 else "")
+            + ": train anew with a smaller train.lr or train.clip; "
             + (
                 f"the last good checkpoint is {kept[-1]}."
                 if kept
@@ -102,10 +135,13 @@ class TrainingModule(LightningModule):
 class CheckpointFolder(CheckpointIO):
     """Lightning's checkpoint as a folder of `titans_domains.checkpoints`."""
 
+    def __init__(self, keep_last: int) -> None:
+        self.keep_last = keep_last
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        save_checkpoint(checkpoint, Path(path))
+        save_checkpoint(checkpoint, Path(path), keep_last=self.keep_last)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
         return load_checkpoint(Path(path))
@@ -115,10 +151,25 @@ class CheckpointFolder(CheckpointIO):
 
 
 class Save(Callback):
-    """Checkpoints every `checkpoint_every` steps and at the end."""
+    """Checkpoints every `checkpoint_every` steps, at the end, and when the process is asked to end.
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        self.folder, self.config = folder, config
+    SIGTERM and the first Ctrl-C take effect after the step that is being trained, and its checkpoint.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, talk: Callable[[str], None]) -> None:
+        self.folder, self.config, self.talk = folder, config, talk
+        self.asked = 0
+
+    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        # Lightning puts back what was there before it began. Other threads cannot be asked.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
 
     def on_train_batch_end(
         self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, index: int
@@ -126,8 +177,15 @@ class Save(Callback):
         if (index + 1) % self.config.accumulate:
             return
         step = trainer.global_step
-        if step % self.config.checkpoint_every == 0 or step == self.config.steps:
+        due = step % self.config.checkpoint_every == 0 or step == self.config.steps
+        if due or self.asked:
             trainer.save_checkpoint(self.folder / step_name(step))
+        if not self.asked:
+            return
+        self.talk(f"stopped after step {step}; its checkpoint is there to go on from with --resume")
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise TerminatedError(128 + signal.SIGTERM)
 
 
 def train(
@@ -161,8 +219,8 @@ def train(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip or None,
         # Saving follows logging, so that a checkpoint never lacks a row of the log.
-        callbacks=[Log(out, config, show, talk), Save(folder, config)],
-        plugins=[CheckpointFolder()],
+        callbacks=[Log(out, config, show, talk), Save(folder, config, talk)],
+        plugins=[CheckpointFolder(config.keep_last)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -178,3 +236,16 @@ def train(
             raise
         # Lightning makes an exit of it.
         raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(
+            "There is not enough memory to train this: take a smaller train.batch_size with "
+            "train.accumulate, a shorter data.seq_len or a smaller model; what was saved is there to go on "
+            "from."
+        ) from None
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU's allocator, had no more to give."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

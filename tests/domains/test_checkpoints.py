@@ -17,6 +17,7 @@ from titans_domains.checkpoints import (
     SCHEMA,
     TENSORS,
     WEIGHTS,
+    best,
     complete,
     configuration_of,
     latest,
@@ -136,6 +137,7 @@ def content(fill: float) -> dict[str, Any]:
         "carried": (torch.tensor([fill]), None),
         "optimizer_states": [{"state": {0: {"exp_avg": torch.tensor([1.0, fill])}}}],
         "global_step": int(fill),
+        "skipped": 0,
         **dict.fromkeys(("loops", "lr_schedulers", "cursor", "random")),
     }
 
@@ -189,11 +191,11 @@ def test_a_failure_while_writing_leaves_the_checkpoints_before(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("titans_domains.checkpoints.write_synced", full)
     for step in (1, 2):
         with pytest.raises(OSError, match="No space"):
             save_checkpoint(content(2), tmp_path / f"step-{step:07d}")
-    assert latest(tmp_path).name == "step-0000001"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
     loaded = load_checkpoint(latest(tmp_path))
     assert same(loaded["carried"], content(1)["carried"])
 
@@ -213,6 +215,50 @@ def test_a_cut_file_is_named(tmp_path: Path, name: str, keep: int) -> None:
     with pytest.raises(ValueError, match="is cut short or is no") as caught:
         load_checkpoint(folder)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TENSORS])
+def test_a_bit_that_was_turned_is_noticed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "step-0000001"
+    save_checkpoint(content(1), folder)
+    file = folder / name
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged: it is not what was written") as caught:
+        load_checkpoint(folder)
+    assert str(caught.value).startswith(str(file))
+    table = json.loads((folder / REST).read_text())
+    del table["sha256"][name]
+    (folder / REST).write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=f"is damaged: it has no checksum of {name}"):
+        load_checkpoint(folder)
+
+
+def test_the_weights_of_a_checkpoint_are_checked_when_they_are_read_alone(tmp_path: Path) -> None:
+    folder, model = tmp_path / "step-0000001", nn.Linear(2, 2, bias=False)
+    checkpoint = content(1)
+    checkpoint["state_dict"] = {"model.weight": torch.ones(2, 2)}
+    save_checkpoint(checkpoint, folder)
+    load_weights(model, folder / WEIGHTS)
+    save_file({"weight": torch.zeros(2, 2)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match="is damaged: it is not what was written"):
+        load_weights(model, folder / WEIGHTS)
+    assert (model.weight == 1).all()
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no best checkpoint in"):
+        best(tmp_path)
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5), (6, math.nan)):
+        valid = {} if loss is None else {"loss": loss, "other": -step}
+        save_checkpoint(content(step) | {"valid": valid}, tmp_path / f"step-{step:07d}")
+    assert best(tmp_path).name == "step-0000002"
+    assert [int(p.name[-1]) for p in complete(tmp_path)] == [2, 5, 6]
+    # By another figure it is another contest.
+    save_checkpoint(content(7) | {"valid": {"other": 9.0}}, tmp_path / "step-0000007", keep_last=1)
+    assert [int(p.name[-1]) for p in complete(tmp_path)] == [7]
+    assert best(tmp_path).name == "step-0000007"
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, TENSORS, REST])
@@ -267,7 +313,8 @@ DAMAGED = {
 def test_a_table_that_is_none_or_lacks_something_is_named(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "step-0000001"
     save_checkpoint(content(1), folder)
-    (folder / REST).write_text(text)
+    sums = json.loads((folder / REST).read_text())["sha256"]
+    (folder / REST).write_text(json.dumps(json.loads(text) | {"sha256": sums}))
     with pytest.raises(ValueError, match="is absent or does not fit training.safetensors") as error:
         load_checkpoint(folder)
     assert str(error.value).startswith(f"{folder / REST} is damaged: its ")

@@ -13,7 +13,7 @@ from titans_domains.config import to_dict
 from titans_domains.language import DOMAIN, corpus, streams
 from titans_domains.language.task import texts_for
 from titans_domains.language.tokenizers import BPETokenizer
-from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+from titans_domains.runs import choose_device, commit_of, load_run_table, resume_run, train_run
 
 
 @pytest.fixture
@@ -37,6 +37,14 @@ def test_a_run_holds_its_whole_configuration(tmp_path: Path, source: Path) -> No
     assert len(said) == 1
     assert "lmm" in said[0]
     assert table["data_sha256"][:16] in said[0]
+
+
+def test_a_run_says_what_it_was_made_with(tmp_path: Path, source: Path) -> None:
+    train_run(DOMAIN, tiny_config(source), tmp_path / "run", device=CPU)
+    made = json.loads((tmp_path / "run/config.json").read_text())["made_with"]
+    assert torch.__version__.startswith(made["torch"].partition("+")[0])
+    assert {"python", "commit", "device", "threads", "time"} <= made.keys()
+    assert commit_of(tmp_path) is None
 
 
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path: Path, source: Path) -> None:

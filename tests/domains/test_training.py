@@ -364,8 +364,9 @@ def test_ctrl_c_comes_out_as_it_went_in_and_may_come_again(tmp_path: Path) -> No
 
 def test_a_run_that_grows_without_bound_stops_and_keeps_what_was_good(tmp_path: Path) -> None:
     config = tiny_config(
-        write_documents(tmp_path / "text.jsonl"), "train.lr=1e15", "train.checkpoint_every=1"
-    )
+        write_documents(tmp_path / "text.jsonl"), "train.lr=1e15", "train.checkpoint_every=1",
+        "train.max_skipped=0",
+    )  # fmt: skip
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="of step [12] is not finite, and nothing of it was saved"):
         train_run(DOMAIN, config, run, device=CPU)
@@ -480,7 +481,7 @@ class BrokenTask(ToyTask):
 def test_what_is_not_finite_stops_before_it_is_saved(
     tmp_path: Path, broken: str, accumulate: int
 ) -> None:
-    config = toy_config(accumulate=accumulate, checkpoint_every=1, valid_every=0)
+    config = toy_config(accumulate=accumulate, checkpoint_every=1, valid_every=0, max_skipped=0)
     task = BrokenTask(config)
     task.broken = broken
     step = 4 if accumulate == 1 else 2
@@ -496,11 +497,101 @@ def test_what_is_not_finite_stops_before_it_is_saved(
 
 
 def test_what_is_not_finite_before_the_first_checkpoint_says_so(tmp_path: Path) -> None:
-    task = BrokenTask(toy_config(checkpoint_every=6))
+    task = BrokenTask(toy_config(checkpoint_every=6, max_skipped=0))
     task.broken = "loss"
     with pytest.raises(ValueError, match="loss of step 4 .* there is no checkpoint yet"):
         train(task, task.config.train, tmp_path, device=CPU)
     assert not (tmp_path / "checkpoints").exists()
+
+
+class OnceBrokenTask(BrokenTask):
+    """As a BrokenTask, but good again after the fourth batch."""
+
+    def step(self, batch: int, state: Running | None) -> Step:
+        if batch <= 3:
+            return super().step(batch, state)
+        return ToyTask.step(self, batch, state)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out_and_counted(
+    tmp_path: Path, broken: str, accumulate: int
+) -> None:
+    config = toy_config(
+        accumulate=accumulate, checkpoint_every=1, valid_every=0, max_skipped=1, warmup=0, clip=0.0
+    )
+    for name in ("straight", "run"):
+        (tmp_path / name).mkdir()
+    straight = ToyTask(config)
+    train(straight, config.train, tmp_path / "straight", device=CPU)
+    task = OnceBrokenTask(config)
+    task.broken = broken
+    train(task, config.train, tmp_path / "run", device=CPU)
+    assert [row.get("skipped", "") for row in rows_of(tmp_path / "run")] == (
+        [""] * (3 // accumulate) + ["1"] * (6 - 3 // accumulate)
+    )
+    # The batches of the step that was left out have left no trace in what is carried.
+    lost = {3} if accumulate == 1 else {2, 3}
+    carried = load_checkpoint(latest(tmp_path / "run/checkpoints"))["carried"][0]
+    assert carried.item() == sum(set(range(6 * accumulate)) - lost)
+    assert task.model.vector.isfinite().all()
+    assert (task.model.vector > straight.model.vector).all()
+    # It is counted through a resumption, and one more is too many.
+    shutil.rmtree(latest(tmp_path / "run/checkpoints"))
+    task.step = BrokenTask.step.__get__(task)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=f"The {broken} of step 6 .* after 1 steps that were left"):
+        train(task, config.train, tmp_path / "run", device=CPU, resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_saves_its_step_first(tmp_path: Path, number: int) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), "train.checkpoint_every=100")
+    train_run(DOMAIN, config, tmp_path / "straight", device=CPU)
+
+    def ask(step: int, row: dict[str, Any]) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+
+    before, said = signal.getsignal(number), []
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=ask, talk=said.append)
+    assert getattr(end.value, "code", 130) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert latest(tmp_path / "run/checkpoints").name == "step-0000003"
+    assert said[-1].startswith("stopped after step 3")
+    assert signal.getsignal(number) is before
+    resume_run(DOMAIN, tmp_path / "run", device=CPU)
+    assert_same_runs(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), "train.checkpoint_every=100")
+
+    def ask(step: int, row: dict[str, Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU, show=ask)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=["device", "cpu"],
+)
+def test_too_little_memory_is_said(tmp_path: Path, error: RuntimeError) -> None:
+    class LargeTask(ToyTask):
+        def step(self, batch: int, state: Running | None) -> Step:
+            raise error
+
+    task = LargeTask(toy_config())
+    with pytest.raises(MemoryError, match="There is not enough memory to train this: take a"):
+        train(task, task.config.train, tmp_path, device=CPU)
 
 
 class UnevenTask(ToyTask):
@@ -523,7 +614,12 @@ def test_what_is_carried_goes_on_where_the_model_is(tmp_path: Path) -> None:
     task.model.to("meta")
     module = TrainingModule(task, task.config.train, tmp_path)
     module.on_load_checkpoint(
-        {"carried": (torch.ones(()), None), "cursor": {"next": 3}, "random": torch.get_rng_state()}
+        {
+            "carried": (torch.ones(()), None),
+            "cursor": {"next": 3},
+            "skipped": 0,
+            "random": torch.get_rng_state(),
+        }  # fmt: skip
     )
     assert isinstance(module.carried, Running)
     assert module.carried.total.device.type == "meta"
