@@ -26,11 +26,11 @@ from titans_core import (
     count_parameters,
     decay_groups,
 )
+from titans_domains.files import write_whole
 from titans_domains.timeseries.linear import fit_ridge, moments
 from titans_domains.timeseries.network import ForecastNetwork, NetworkConfig
 from titans_domains.timeseries.scaling import fill_gaps, normalise, window_scale
 from titans_domains.timeseries.synthetic import WEEK, generate
-from titans_domains.timeseries.written import write_text
 
 HORIZON, PATCH = 24, 8
 TRAINED, STREAM, BEGIN = 6 * WEEK, 12 * WEEK, 4 * WEEK
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "drift.json"
     runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     made = provenance() | {"steps": options.steps, "seed": options.seed}
@@ -206,7 +207,7 @@ def main() -> None:
             drifts = DRIFTS if lookback == TRAINED_LOOKBACK else (TRAINED_DRIFT,)
             found = measure(mixer, lookback, drifts, options)
             runs[name] = {"made of": made, "command": command(), **found}
-            write_text(path, json.dumps({"runs": runs}, indent=2) + "\n")
+            write_whole(path, json.dumps({"runs": runs}, indent=2) + "\n")
             print(name, runs[name], flush=True)
     if options.picture:
         draw({"runs": runs}, options.picture)

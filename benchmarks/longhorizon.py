@@ -15,9 +15,9 @@ import torch
 from provenance import command, provenance
 
 from titans_domains.config import override
+from titans_domains.files import write_whole
 from titans_domains.timeseries.longhorizon import Recipe, markdown, run_benchmark
 from titans_domains.timeseries.protocol import LOOKBACKS
-from titans_domains.timeseries.written import write_text
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def save(results: dict[str, Any]) -> None:
-        write_text(file_of(results["lookback"]), json.dumps(made | results, indent=2) + "\n")
+        write_whole(file_of(results["lookback"]), json.dumps(made | results, indent=2) + "\n")
 
     results = run_benchmark(
         options.data,

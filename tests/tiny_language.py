@@ -1,11 +1,13 @@
 """Language models, corpora and configurations that are small enough for tests."""
 
+import csv
 import json
 from pathlib import Path
 
 import torch
 
 from titans_core import AttentionConfig, BackboneConfig, HybridConfig, MemoryConfig
+from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint, load_tensors
 from titans_domains.config import override
 from titans_domains.language import DOMAIN, LanguageConfig
 from titans_domains.language.model import LanguageModel
@@ -65,3 +67,26 @@ def write_documents(path: Path, texts: list[str] = DOCUMENTS) -> Path:
     """A .jsonl file with a document per line."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["tokens_per_s"]
+    return rows
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    assert rows_of(a) == rows_of(b)
+    first, second = latest(a / "checkpoints"), latest(b / "checkpoints")
+    assert first.name == second.name
+    # Weights, optimiser, carried state and random numbers, in every bit.
+    for file in (WEIGHTS, TENSORS):
+        ours, theirs = load_tensors(first / file), load_tensors(second / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    ours, theirs = (load_checkpoint(path) for path in (first, second))
+    assert ours["cursor"] == theirs["cursor"]
+    assert ours["global_step"] == theirs["global_step"]
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]

@@ -206,10 +206,11 @@ def forecast(
     The mean is the median for a model of quantiles. Where the model reads data.feat_dynamic_real, the rows
     after a series' last target hold their future, a horizon of it.
     """
+    from titans_domains.files import write_whole
     from titans_domains.runs import choose_device
     from titans_domains.timeseries.frames import to_table
     from titans_domains.timeseries.task import load_run, series_for
-    from titans_domains.timeseries.written import check_target, levels, write_text
+    from titans_domains.timeseries.written import check_target, levels
 
     wanted = levels(quantiles)
     for path in (out, picture):
@@ -227,7 +228,7 @@ def forecast(
     if out is None:
         typer.echo(text, nl=False)
         return
-    write_text(out, text)
+    write_whole(out, text)
     typer.echo(out)
 
 
@@ -304,9 +305,10 @@ def benchmark(
     """The long-horizon protocol: every test window, floors beside every figure."""
     from titans_cli.progress import Bar
     from titans_domains.config import override
+    from titans_domains.files import write_whole
     from titans_domains.runs import choose_device
     from titans_domains.timeseries.longhorizon import Recipe, Work, markdown, run_benchmark
-    from titans_domains.timeseries.written import benchmark_data, numbers, result_files, write_text
+    from titans_domains.timeseries.written import benchmark_data, numbers, result_files
 
     recipe = override(Recipe(), settings or [])
     where = choose_device(device)
@@ -316,7 +318,8 @@ def benchmark(
         for file, text in zip(
             files, (json.dumps(results, indent=2), markdown(results)), strict=False
         ):
-            write_text(file, text + "\n")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, text + "\n")
 
     with benchmark_data(data) as path, Bar("benchmark", 1) as bar:
 

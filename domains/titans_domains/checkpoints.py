@@ -1,7 +1,6 @@
 """Checkpoints as safetensors and JSON: nothing in them is code, and none is ever half-written."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from titans_core.state import StateT, settings_of
+from titans_domains.files import sha256_of, sync_folder, write_synced, write_whole
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
@@ -82,9 +82,7 @@ def _best_of(path: Path, valid: dict[str, float]) -> str | None:
         (name, value), *_ = valid.items()
         if math.isfinite(value) and (best.get("figure") != name or value < best["value"]):
             best = {"schema": SCHEMA, "checkpoint": path.name, "figure": name, "value": value}
-            draft = file.with_name(file.name + ".tmp")
-            write_synced(draft, json.dumps(best) + "\n")
-            os.replace(draft, file)
+            write_whole(file, json.dumps(best) + "\n")
     return best.get("checkpoint")
 
 
@@ -102,29 +100,6 @@ def write_tensors(
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256_of(path)
-
-
-def write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Brings the names in a folder to the disk; not every file system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sums(path: Path, names: tuple[str, ...] = (WEIGHTS, TENSORS)) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The log of a run: figures in `metrics.csv`, samples in `samples.txt`."""
 
 import csv
+import io
 import re
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from titans_domains.domain import Step
+from titans_domains.files import write_whole
 from titans_domains.train_config import TrainConfig
 
 METRICS, SAMPLES = "metrics.csv", "samples.txt"
@@ -106,8 +108,9 @@ def read_table(path: Path) -> list[list[str]]:
 
 
 def write_table(path: Path, rows: list[list[str]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def trim_metrics(path: Path, step: int) -> list[str]:
@@ -135,5 +138,5 @@ def trim_samples(path: Path, step: int) -> None:
     text = path.read_bytes()
     for title in re.finditer(rb"^--- step (\d+)\n", text, re.MULTILINE):
         if int(title[1]) > step:
-            path.write_bytes(text[: title.start()])
+            write_whole(path, text[: title.start()])
             return

@@ -15,6 +15,7 @@ import torch
 from titans_domains.checkpoints import SCHEMA, read_json
 from titans_domains.config import difference, from_dict, to_dict
 from titans_domains.domain import Domain
+from titans_domains.files import write_whole
 
 CONFIG = "config.json"
 
@@ -101,7 +102,7 @@ def train_run(
         "data_sha256": task.data_sha256,
         "made_with": made_with(device),
     }
-    (out / CONFIG).write_text(json.dumps(table, indent=2) + "\n")
+    write_whole(out / CONFIG, json.dumps(table, indent=2) + "\n")
     train(task, config.train, out, device=device, show=show, talk=talk)
 
 

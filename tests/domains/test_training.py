@@ -1,6 +1,5 @@
 """The shared trainer: exact resumption, accumulation, clipping, and a task of somebody else."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -14,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_language import CPU, tiny_config, write_documents
+from tiny_language import CPU, assert_same_runs, rows_of, tiny_config, write_documents
 from torch import Tensor, nn
 
-from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint, load_tensors
+from titans_domains.checkpoints import WEIGHTS, latest, load_checkpoint, load_tensors
 from titans_domains.domain import Step
 from titans_domains.language import DOMAIN, load_run
 from titans_domains.language.streams import Batch, Corpus
@@ -38,29 +37,6 @@ def kill_at(step: int) -> Callable[[int, dict[str, Any]], None]:
             raise KilledError
 
     return show
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["tokens_per_s"]
-    return rows
-
-
-def assert_same_runs(a: Path, b: Path) -> None:
-    assert rows_of(a) == rows_of(b)
-    first, second = latest(a / "checkpoints"), latest(b / "checkpoints")
-    assert first.name == second.name
-    # Weights, optimiser, carried state and random numbers, in every bit.
-    for file in (WEIGHTS, TENSORS):
-        ours, theirs = load_tensors(first / file), load_tensors(second / file)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
-    ours, theirs = (load_checkpoint(path) for path in (first, second))
-    assert ours["cursor"] == theirs["cursor"]
-    assert ours["global_step"] == theirs["global_step"]
-    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
 
 
 RESUMED = {

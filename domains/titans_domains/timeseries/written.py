@@ -1,6 +1,5 @@
 """Files that the commands write: never over another without leave, and never half."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +30,6 @@ def check_target(path: Path, force: bool) -> None:
         raise FileExistsError(f"{path} is there already: choose another name, or give --force.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} in.")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
