@@ -32,7 +32,10 @@ Kind = Annotated[
 Genome = Annotated[
     Path | None,
     typer.Option(
-        "--genome", metavar="FASTA", help="Genome of data that are places in it, plain or bgzip."
+        "--genome",
+        metavar="FASTA",
+        help="Genome, plain or bgzip, of data that are places in it: a folder of one table for each class "
+        "with the columns id, region, start, end, strand.",
     ),
 ]
 
@@ -80,8 +83,8 @@ def train(
         typer.Option(
             "--valid-chromosomes",
             metavar="NAMES",
-            help="Chromosomes (or other groups) to validate on, with commas between. [default: a tenth "
-            "of the sequences]",
+            help="Chromosomes (or other groups) to validate on, with commas between; the data has them in "
+            "a column group, chromosome, chrom, chr or region. [default: a tenth of the sequences]",
         ),
     ] = None,
     pretrained: Annotated[

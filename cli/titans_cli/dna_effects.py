@@ -32,7 +32,11 @@ def score_variants(
     ],
     window: Annotated[
         int | None,
-        typer.Option(min=2, help="Bases read around each. [default: as long as in training]"),
+        typer.Option(
+            min=2,
+            help="Bases read around each. A masked run reads a window once for each base in it: give it "
+            "100 or so. [default: as long as in training]",
+        ),
     ] = None,
     label: Class = None,
     log_odds: LogOdds = False,
@@ -74,6 +78,8 @@ def score_variants(
             table.flush()
             bar.advance(len(batch))
     say_ambiguous(ambiguous.count)
+    if not total:
+        typer.echo(f"{vcf} holds no variant to score.", err=True)
     for line in skipped.remarks(size):
         typer.echo(line, err=True)
     if out is not None:

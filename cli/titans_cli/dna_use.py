@@ -37,7 +37,12 @@ def classify(
         typer.Option(metavar="BED", help="Intervals of FILE, a FASTA file (plain or bgzip)."),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="tsv, bed or gff3.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="tsv, bed (the name is the class, the score 1,000 times its chance) or gff3.",
+        ),
     ] = "tsv",
     only: Annotated[
         str | None, typer.Option(metavar="CLASS", help="Write only what is predicted to be it.")
@@ -72,17 +77,22 @@ def classify(
         items = calls.window_items(file, window, step, reached)
     else:
         items = calls.record_items(file, reached)
-    items = ambiguous.watch(calls.checked(items, scoring.shortest_of(model)))
+    blank = calls.Blank()
+    items = blank.watch(ambiguous.watch(calls.checked(items, scoring.shortest_of(model))))
     whole = bed is None and window is None
     header = calls.header_of(form, names, whole=whole)
     with bar, rows(out, sys.stdout, "rows", as_json=as_json, header=header) as table:
         for batch in calls.batches(items, lambda item: len(item.sequence)):
             for found in calls.call(model, batch):
                 if only is None or only in found.prediction.split(","):
-                    calls.write_call(table, form, found, names, whole=whole)
+                    calls.write_call(table, form, found, names, whole=whole, named=bed is not None)
             table.flush()
             reached.tell(bar)
     say_ambiguous(ambiguous.count)
+    if blank.count:
+        typer.echo(
+            f"{blank.count:,} sequences or windows of nothing but N were left out.", err=True
+        )
     if out is not None:
         typer.echo(out)
 
@@ -165,10 +175,21 @@ def read(
         with draft(picture) as image:
             track.draw_track(found, f"{file.name}, memory {mode}", image)
     say_ambiguous(ambiguous.count)
+    if share := trained_share(run, file):
+        typer.echo(f"The first {share:.0%} of {file} were trained on.", err=True)
     typer.echo(f"{file}: {track.summary(found)}", err=True)
     for path in (picture, out):
         if path is not None:
             typer.echo(path, err=out is None)
+
+
+def trained_share(run: Path, file: Path) -> float:
+    """How much of a genome a run was trained on; 0 where that was another file."""
+    from titans_domains.dna.task import DOMAIN
+    from titans_domains.runs import load_run_table
+
+    data = load_run_table(run, DOMAIN)[0].data
+    return 1 - data.held_out if Path(data.source).resolve() == file.resolve() else 0.0
 
 
 class Reached:

@@ -5,16 +5,15 @@ import json
 import math
 import os
 import shutil
-import stat
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from titans_core.state import StateT, settings_of
-from titans_domains.files import sha256_of, sync_folder, write_synced, write_whole
+from titans_domains.files import sha256_of, sync_folder, write_synced, write_tensors, write_whole
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"
@@ -84,22 +83,6 @@ def _best_of(path: Path, valid: dict[str, float]) -> str | None:
             best = {"schema": SCHEMA, "checkpoint": path.name, "figure": name, "value": value}
             write_whole(file, json.dumps(best) + "\n")
     return best.get("checkpoint")
-
-
-def write_tensors(
-    tensors: dict[str, torch.Tensor], path: Path, header: dict[str, str] | None = None
-) -> str:
-    """Writes a safetensors file to the disk, readable as other files are, and gives its SHA-256."""
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        save_file(tensors, path, header)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}.") from None
-    path.chmod(mode)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return sha256_of(path)
 
 
 def check_sums(path: Path, names: tuple[str, ...] = (WEIGHTS, TENSORS)) -> dict[str, Any]:

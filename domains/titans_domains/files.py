@@ -2,8 +2,14 @@
 
 import hashlib
 import os
+import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -35,3 +41,20 @@ def sync_folder(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, header: dict[str, str] | None = None
+) -> str:
+    """Writes a safetensors file to the disk, readable as other files are, and gives its SHA-256."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        contiguous = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+        save_file(contiguous, path, header)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}.") from None
+    path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return sha256_of(path)

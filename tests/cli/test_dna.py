@@ -324,6 +324,32 @@ def test_only_one_class_is_written_as_bed_or_gff3(here: Path, titans: Titans) ->
         ]
 
 
+def test_gaps_of_a_genome_are_no_hits_and_intervals_keep_their_names(
+    here: Path, titans: Titans
+) -> None:
+    (here / "gap.fa").write_text(f">a\n{'ACGTTGCA' * 2}{'N' * 24}{'TTGACCGA' * 2}\n")
+    done = titans("dna", "classify", "yesno", "gap.fa", "--window", "8")
+    assert [(row["start"], row["end"]) for row in table_of(done.out)] == [
+        ("0", "8"), ("8", "16"), ("40", "48"), ("48", "56"),
+    ]  # fmt: skip
+    assert "3 sequences or windows of nothing but N were left out." in done.err
+    (here / "gap.bed").write_text("a\t0\t8\tfirst\na\t20\t30\tgap\na\t41\t50\tlast\n")
+    ask = ("dna", "classify", "yesno", "gap.fa", "--bed", "gap.bed", "--format")
+    bed = [line.split("\t") for line in titans(*ask, "bed").out.splitlines()]
+    assert [cells[:3] + cells[6:] for cells in bed] == [
+        ["a", "0", "8", "first"], ["a", "41", "50", "last"],
+    ]  # fmt: skip
+    assert "Name=first;class=" in titans(*ask, "gff3").out
+
+
+def test_a_vcf_without_variants_gives_a_table_without_rows(here: Path, titans: Titans) -> None:
+    (here / "none.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\n")
+    done = titans("dna", "score-variants", "yesno", "none.vcf", "--genome", "genome.fa")
+    assert done.code == 0
+    assert done.out.count("\n") == 1
+    assert "none.vcf holds no variant to score." in done.err
+
+
 def test_a_table_without_a_hit_has_its_header(here: Path, titans: Titans) -> None:
     (here / "one.fa").write_text(">a\nACGTACGT\n")
     ask = ("dna", "classify", "yesno", "one.fa")

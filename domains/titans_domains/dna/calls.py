@@ -47,6 +47,19 @@ class Call(NamedTuple):
 Progress = Callable[[int], None]
 
 
+class Blank:
+    """Leaves out what holds no known base, such as a gap of a genome, and counts it."""
+
+    count = 0
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.sequence.strip("N"):
+                yield item
+            else:
+                self.count += 1
+
+
 def record_items(path: Path, progress: Progress = lambda at: None) -> Iterator[Item]:
     """The records of a file as wholes. `progress` is told how many of the file's bytes were read."""
     for record in read_records(path, progress=progress):
@@ -162,10 +175,15 @@ def columns(names: Sequence[str], *, whole: bool) -> list[str]:
     return [*place, "prediction", *(f"p_{name}" for name in names)]
 
 
-def write_call(out: Rows, kind: str, found: Call, names: Sequence[str], *, whole: bool) -> None:
-    """One line: of a table with all chances (`whole`: of records, not of windows), of BED6 or of GFF3."""
+def write_call(
+    out: Rows, kind: str, found: Call, names: Sequence[str], *, whole: bool, named: bool = False
+) -> None:
+    """One line: of a table with all chances (`whole`: of records, not of windows), of BED or of GFF3.
+
+    `named` places, those of a BED file, keep their names in a seventh column of BED.
+    """
     if kind == "bed":
-        out.line(bed_line(found))
+        out.line(bed_line(found) + f"\t{found.item.name}" * named)
     elif kind == "gff3":
         out.line(gff3_line(found, names))
     else:
@@ -178,7 +196,7 @@ def write_call(out: Rows, kind: str, found: Call, names: Sequence[str], *, whole
 
 
 def bed_line(found: Call) -> str:
-    """The prediction is the name, and its chance times 1,000 the score."""
+    """BED6: the prediction is the name, and its chance times 1,000 the score."""
     item = found.item
     score = round(1000 * found.chance)
     cells = (item.contig, item.start, item.end, found.prediction, score, item.strand)
@@ -189,7 +207,8 @@ def gff3_line(found: Call, names: Sequence[str]) -> str:
     """Counted from 1 and with the end inclusive, as GFF3 has it."""
     item = found.item
     chances = [f"p_{_escape(n)}={figure(p)}" for n, p in zip(names, found.chances, strict=True)]
-    attributes = ";".join([f"Name={_escape(found.prediction)}", *chances])
+    called = [f"Name={_escape(item.name)}", f"class={_escape(found.prediction)}"]
+    attributes = ";".join([*called, *chances])
     contig = quote(item.contig, safe=".:^*$@!+?|-_")
     cells = (
         contig, "titans", "region", item.start + 1, item.end, figure(found.chance), item.strand, ".",

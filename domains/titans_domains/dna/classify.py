@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from titans_core import count_parameters, decay_groups
@@ -34,6 +33,7 @@ from titans_domains.dna.metrics import scores
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
+from titans_domains.files import write_tensors
 from titans_domains.train_config import TrainConfig
 
 BEST, CLASSES = "best.safetensors", "classes.json"
@@ -147,7 +147,7 @@ class ClassifyTask:
     def _write_best(self, path: Path) -> None:
         assert self.best is not None
         draft = path.with_name(path.name + ".tmp")
-        save_file(self.best, draft, metadata={"loss": repr(self.lowest)})
+        write_tensors(self.best, draft, {"loss": repr(self.lowest)})
         os.replace(draft, path)
 
     def sample(self) -> None:

@@ -186,6 +186,11 @@ def _table_rows(path: Path) -> Iterator[Row]:
             raise ValueError(
                 f"{path} must have the columns sequence and label in its first line: it has "
                 f"{', '.join(map(repr, row))}."
+                + (
+                    " Places in a genome stand in a folder, a table for each class."
+                    if {"start", "end"} <= row.keys()
+                    else ""
+                )
             )
         name = _find(row, NAME) or f"{path.name}:{line}"
         yield Row(where, name, sequence, label if label is not None else several, _find(row, GROUP))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from titans_domains.checkpoints import (
     SCHEMA,
@@ -24,6 +23,7 @@ from titans_domains.dna.classify import BEST, CLASSES, build
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, save_tokenizer
+from titans_domains.files import write_tensors
 from titans_domains.runs import CONFIG, choose_device, load_run_table
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def save_classifier(classifier: "SequenceClassifier", path: Path, *, force: bool
     (draft / FILE).write_text(text + "\n")
     save_tokenizer(classifier.tokenizer_, draft)
     for number, network in enumerate(classifier.networks_):
-        weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        save_file(weights, draft / f"member-{number}.safetensors")
+        write_tensors(network.state_dict(), draft / f"member-{number}.safetensors")
     if path.exists():
         shutil.rmtree(path)
     os.replace(draft, path)

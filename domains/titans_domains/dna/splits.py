@@ -91,7 +91,10 @@ def stratified_split(
             count = min(max(1, round(share * len(rows))), len(rows) - 1)
             second += rows[:count].tolist()
     if not second:
-        raise ValueError("A split needs a class with two rows or more: every class has one row.")
+        raise ValueError(
+            "Validation needs a class with two different sequences or more (duplicates, on either strand, "
+            "count once): every class has one. Give more sequences, or none to validation."
+        )
     chosen = np.sort(np.array(second))
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
 

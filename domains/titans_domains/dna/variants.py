@@ -65,31 +65,38 @@ def read_vcf(
 
     Variants with an allele of more than `longest` bases are skipped.
     """
-    path, count = Path(path), 0
+    path, begun = Path(path), False
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
+            begun = begun or bool(line.strip())
             if line.startswith("#") or not line.strip():
                 continue
-            count += 1
             yield from _alleles(line, f"{path}, line {number}", number, genome, skipped, longest)
-    if not count:
-        raise ValueError(f"{path} is empty: it holds no variant.")
+    if not begun:
+        raise ValueError(f"{path} is empty: a VCF without variants has a header.")
 
 
 def _alleles(
     line: str, where: str, number: int, genome: Genome, skipped: Skipped, longest: int | None
 ) -> Iterator[Variant]:
     cells = line.rstrip("\n").split("\t")
-    if len(cells) < 5 or not cells[1].isdecimal():
+    if len(cells) < 5:
         raise ValueError(
             f"{where}: VCF has CHROM, POS, ID, REF and ALT in its first five columns, between tabs: "
             f"got {line.strip()[:60]!r}."
         )
+    if not cells[1].isdecimal() or int(cells[1]) < 1:
+        raise ValueError(f"{where}: POS must be a whole number from 1: got {cells[1]!r}.")
     contig, position, name = cells[0], int(cells[1]), cells[2]
     if not cells[3]:
         raise ValueError(f"{where}: REF is empty.")
     ref, codes, _ = clean(cells[3], f"{where}, REF")
-    start = position - 1
+    start, length = position - 1, genome.lengths.get(contig)
+    if length is not None and start + len(ref) > length:
+        raise ValueError(
+            f"{where}: POS {position} with REF of {len(ref)} bases reaches beyond {contig}, which has "
+            f"{length} bases in {genome.path}; is the VCF of another assembly?"
+        )
     genome.check(contig, start, start + len(ref), where)
     there = genome.fetch(contig, start, start + len(ref))
     if there != ref:

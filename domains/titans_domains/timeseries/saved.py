@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from titans_domains.checkpoints import SCHEMA, load_tensors, read_json
 from titans_domains.config import from_dict, to_dict
+from titans_domains.files import write_tensors
 from titans_domains.timeseries.module import TitansModule
 from titans_domains.timeseries.network_config import NetworkConfig
 from titans_domains.timeseries.outputs import from_table, located, sizes, to_table
@@ -70,9 +70,7 @@ def write_predictor(predictor: TitansPredictor, folder: Path) -> None:
     }
     (folder / PREDICTOR).write_text(json.dumps(table, indent=2) + "\n")
     weights = module.model.state_dict()
-    save_file(
-        {name: x.detach().cpu().contiguous() for name, x in weights.items()}, folder / WEIGHTS
-    )
+    write_tensors(weights, folder / WEIGHTS)
 
 
 def load_predictor(path: Path, *, device: str) -> TitansPredictor:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from titans_core import join, load_memory, save_memory, split
 from titans_domains.checkpoints import SCHEMA, load_tensors
+from titans_domains.files import write_tensors
 from titans_domains.timeseries.carrying import CarryingPredictor
 from titans_domains.timeseries.frequency import old_names, period_alias
 from titans_domains.timeseries.network import ForecastState
@@ -44,7 +44,7 @@ def write_streams(carrying: CarryingPredictor, folder: Path) -> None:
     tensors = {
         f"{number}.{name}": x for number, s in enumerate(streams) for name, x in stored(s).items()
     }
-    save_file(tensors, folder / TABLES)
+    write_tensors(tensors, folder / TABLES)
     read = [stream.state for stream in streams if stream.state is not None]
     if read:
         backbone = carrying.predictor.module.model.network.backbone

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from titans_core import count_parameters
 from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, load_weights, read_json
 from titans_domains.config import from_dict, to_dict
 from titans_domains.domain import Step
+from titans_domains.files import write_tensors
 from titans_domains.runs import load_run_table
 from titans_domains.timeseries import synthetic
 from titans_domains.timeseries.checks import check_entry, name_of
@@ -247,7 +247,7 @@ def save_best(model: torch.nn.Module, run: Path, loss: float) -> None:
     folder = run / BEST
     folder.mkdir(exist_ok=True)
     draft = folder / f".{WEIGHTS}.tmp"
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, draft)
+    write_tensors(model.state_dict(), draft)
     os.replace(draft, folder / WEIGHTS)
     (folder / BEST_SCORE).write_text(json.dumps({"schema": SCHEMA, "loss": loss}) + "\n")
 

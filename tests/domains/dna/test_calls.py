@@ -12,6 +12,7 @@ from dna_models import ByLetter, ByPosition
 
 from titans_domains.dna import calls, output
 from titans_domains.dna.calls import (
+    Blank,
     Item,
     batches,
     bed_items,
@@ -137,9 +138,18 @@ def test_bed_counts_from_0_and_gff3_from_1() -> None:
     assert written("bed") == ["chr 1;x\t5\t8\tno\t558\t-", "b\t0\t3\tno\t877\t."]
     assert written("gff3") == [
         "##gff-version 3",
-        "chr%201%3Bx\ttitans\tregion\t6\t8\t0.558\t-\t.\tName=no;p_no=0.558;p_yes=0.442",
-        "b\ttitans\tregion\t1\t3\t0.877\t.\t.\tName=no;p_no=0.877;p_yes=0.123",
+        "chr%201%3Bx\ttitans\tregion\t6\t8\t0.558\t-\t.\tName=chr 1%3Bx;class=no;p_no=0.558;p_yes=0.442",
+        "b\ttitans\tregion\t1\t3\t0.877\t.\t.\tName=b;class=no;p_no=0.877;p_yes=0.123",
     ]
+
+
+def test_what_holds_no_known_base_is_left_out_and_counted() -> None:
+    blank = Blank()
+    assert [i.sequence for i in blank.watch([item("NNA"), item("NN"), item("C"), item("N")])] == [
+        "NNA",
+        "C",
+    ]
+    assert blank.count == 2
 
 
 def test_with_several_labels_all_likely_ones_are_predicted() -> None:

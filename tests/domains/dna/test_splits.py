@@ -115,7 +115,7 @@ def test_chromosomes_are_held_out_by_name() -> None:
 
 
 def test_impossible_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match="every class has one row"):
+    with pytest.raises(ValueError, match="every class has one. Give more sequences"):
         stratified_split(np.arange(4), 0.5, 0)
     with pytest.raises(ValueError, match="between 0 and 1: got 1"):
         stratified_split(np.zeros(4), 1, 0)

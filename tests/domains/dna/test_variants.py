@@ -51,18 +51,23 @@ def test_every_allele_of_a_line_is_a_variant(genome: Genome, tmp_path: Path, how
 
 
 REFUSED = {
-    "empty": ("", "x.vcf is empty: it holds no variant"),
-    "header alone": (HEAD, "x.vcf is empty: it holds no variant"),
+    "empty": ("", "x.vcf is empty: a VCF without variants has a header"),
     "mismatch": (
         HEAD + "chr1\t1\t.\tA\tC\nchr1\t2\t.\tA\tC\n",
         "x.vcf, line 4: REF is A, but ",
     ),
-    "mismatch by one": (HEAD + "chr1\t0\t.\tA\tC\n", "x.vcf, line 3: -1-0 of chr1 holds no base"),
-    "end": (HEAD + "chr2\t5\t.\tGG\tC\n", "x.vcf, line 3: 4-6 reaches beyond chr2, which has 5"),
+    "mismatch by one": (
+        HEAD + "chr1\t0\t.\tA\tC\n",
+        "POS must be a whole number from 1: got '0'",
+    ),
+    "end": (
+        HEAD + "chr2\t5\t.\tGG\tC\n",
+        "POS 5 with REF of 2 bases reaches beyond chr2, which has 5",
+    ),
     "contig": (HEAD + "chrX\t5\t.\tG\tC\n", "x.vcf, line 3: "),
     "blanks": (HEAD + "chr1 1 . A C\n", "x.vcf, line 3: VCF has CHROM, POS, ID, REF and ALT"),
     "four columns": (HEAD + "chr1\t1\t.\tA\n", "x.vcf, line 3: VCF has CHROM, POS"),
-    "no number": (HEAD + "chr1\tone\t.\tA\tC\n", "x.vcf, line 3: VCF has CHROM, POS"),
+    "no number": (HEAD + "chr1\tone\t.\tA\tC\n", "x.vcf, line 3: POS must be a whole number"),
     "letters of REF": (
         HEAD + "chr1\t1\t.\tE\tC\n",
         "x.vcf, line 3, REF, position 1: 'E' is no base",

@@ -56,7 +56,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("titans_domains.timeseries.saved.save_file", full)
+    monkeypatch.setattr("titans_domains.timeseries.saved.write_tensors", full)
     with pytest.raises(OSError, match="no space"):
         untrained().save(tmp_path / "p")
     assert contents(tmp_path) == {}
