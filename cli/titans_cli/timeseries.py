@@ -216,6 +216,8 @@ def forecast(
     for path in (out, picture):
         if path is not None:
             check_target(path, force)
+    if out is not None and picture is not None and out.resolve() == picture.resolve():
+        raise ValueError(f"--out and --plot are both {out}: give two names.")
     predictor, config = load_run(run, choose_device(device))
     series = series_for(run, config, data)
     found = list(predictor.predict(series))

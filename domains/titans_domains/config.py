@@ -92,6 +92,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (part for part in inner if part is not type(None))
         return _convert(hint, value, where)
     if origin is tuple:
+        if isinstance(value, str) and inner[0] is str and not value.startswith("["):
+            # One name may stand without a list.
+            value = [value]
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list: got {value!r}.")
         return tuple(_convert(inner[0], part, f"{where}[{i}]") for i, part in enumerate(value))

@@ -164,7 +164,9 @@ class Save(Callback):
         # Lightning puts back what was there before it began. Other threads cannot be asked.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
+                # A process in the background, or under nohup, does not want to hear of it.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked and number == signal.SIGINT:

@@ -143,6 +143,12 @@ def test_forecasts_are_written_as_csv(there: Path, titans: Titans) -> None:
     assert numbers(read).shape[0] == 3 * HORIZON
 
 
+def test_a_picture_does_not_replace_the_table(there: Path, titans: Titans) -> None:
+    done = titans("timeseries", "forecast", "run", "--out", "x.png", "--plot", "./x.png")
+    assert_refused(done, "--out and --plot are both x.png: give two names.")
+    assert not (there / "x.png").exists()
+
+
 def test_sets_are_listed_without_a_network(titans: Titans) -> None:
     done = titans("timeseries", "data")
     assert [line.split("\t")[0] for line in done.out.splitlines()] == list(SETS)

@@ -210,12 +210,13 @@ class TitansEstimator(PyTorchLightningEstimator):
         shuffle_buffer_length: int | None = None,
         cache_data: bool = False,
         ckpt_path: str | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> TrainOutput:
-        training_data = list(as_dataset(training_data))
+        """Trains on series, or on a table or CSV file, which `options` say how to read (`from_table`)."""
+        training_data = list(as_dataset(training_data, **options))
         check_all(training_data, self.spec, train=True)
         if validation_data is not None:
-            validation_data = list(as_dataset(validation_data))
+            validation_data = list(as_dataset(validation_data, **options))
             check_all(validation_data, self.spec, train=True)
         asked, start = self.trainer_kwargs, Start()
         with TemporaryDirectory() as folder, quiet(), seeded(self.seed):

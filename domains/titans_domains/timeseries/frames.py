@@ -94,7 +94,7 @@ def from_table(
     past_feat_dynamic_real: Sequence[str] = (),
     feat_static_real: Sequence[str] = (),
     feat_static_cat: Sequence[str] = (),
-    future_length: int | None = 0,
+    future_length: int | None = None,
     ignored: Sequence[str] = (),
     channels: bool = False,
 ) -> SeriesSet:
@@ -103,20 +103,22 @@ def from_table(
     Stamps must ascend within a series; those that are missing become missing values. Covariates are
     columns of a long table, static ones in the first row of their series; a column that is neither named
     nor in `ignored` is refused. The last `future_length` rows of each series hold the future of
-    `feat_dynamic_real` and nothing else; None takes those after its last target. `channels` takes a wide
-    table as one series of several channels. Stamps with a time zone are read as UTC.
+    `feat_dynamic_real` and nothing else: by default, where there is one, those after its last target.
+    `channels` takes a wide table as one series of several channels. Stamps with a time zone are read as
+    UTC.
     """
     if table.empty:
         raise ValueError(f"{name} has no rows.")
+    ignored = names_of(ignored)
     stamps, column = find_stamps(table, timestamp, name)
     if absent := [c for c in ignored if c not in table.columns]:
         raise ValueError(f"{name} has no column {absent[0]!r}, which was to be ignored.")
     table = table.drop(columns=[*([] if column is None else [column]), *ignored])
     fields = {
-        "feat_dynamic_real": list(feat_dynamic_real),
-        "past_feat_dynamic_real": list(past_feat_dynamic_real),
-        "feat_static_real": list(feat_static_real),
-        "feat_static_cat": list(feat_static_cat),
+        "feat_dynamic_real": names_of(feat_dynamic_real),
+        "past_feat_dynamic_real": names_of(past_feat_dynamic_real),
+        "feat_static_real": names_of(feat_static_real),
+        "feat_static_cat": names_of(feat_static_cat),
     }
     if target in table.columns:
         parts = long_parts(table, stamps, item_id, target, fields, name)
@@ -179,7 +181,7 @@ def entry(
         table = pd.DataFrame(numbers, index=periods).reindex(whole)
     observed = table[targets].notna().any(axis=1).to_numpy()
     if future_length is None:
-        future_length = int(observed[::-1].argmax())
+        future_length = int(observed[::-1].argmax()) if fields["feat_dynamic_real"] else 0
     steps = len(table) - future_length
     if steps < 1:
         raise ValueError(
@@ -205,6 +207,24 @@ def entry(
     return found
 
 
+def names_of(columns: str | Sequence[str]) -> list[str]:
+    """Column names; one alone may stand without a list."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def checked_quantiles(quantiles: Any) -> list[float]:
+    """Numbers between 0 and 1; ValueError for anything else."""
+    try:
+        levels = [] if isinstance(quantiles, str) else [float(level) for level in quantiles]
+    except (TypeError, ValueError):
+        levels = []
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise ValueError(
+            f"quantiles must be a list of numbers between 0 and 1, like [0.1, 0.5, 0.9]: got {quantiles!r}."
+        )
+    return levels
+
+
 def to_table(
     forecasts: Iterable[Any], quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> pd.DataFrame:
@@ -215,7 +235,7 @@ def to_table(
     import pandas as pd
 
     parts = []
-    levels = list(quantiles)
+    levels = checked_quantiles(quantiles)
     for number, forecast in enumerate(forecasts):
         with old_names():
             stamps = forecast.index.to_timestamp()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ from titans_domains.timeseries.protocol import (
     LOOKBACKS,
     Forecaster,
     Series,
+    Split,
     last_value,
     read_series,
     score,
@@ -131,6 +132,8 @@ def run_benchmark(
             f"{LOOKBACKS[0]} and a horizon of {max(horizons)}: give shorter ones."
         )
     chosen = lookback or min(tried, key=tried.__getitem__)
+    for split in get_args(Split):
+        series.windows(split, chosen, max(horizons))
     results: dict[str, Any] = {
         "data": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -20,7 +20,7 @@ from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, load_weights, re
 from titans_domains.config import from_dict, to_dict
 from titans_domains.domain import Step
 from titans_domains.files import write_tensors
-from titans_domains.runs import load_run_table
+from titans_domains.runs import choose_device, load_run_table
 from titans_domains.timeseries import synthetic
 from titans_domains.timeseries.checks import check_entry, name_of
 from titans_domains.timeseries.config import DOMAIN, TimeseriesConfig
@@ -252,8 +252,11 @@ def save_best(model: torch.nn.Module, run: Path, loss: float) -> None:
     (folder / BEST_SCORE).write_text(json.dumps({"schema": SCHEMA, "loss": loss}) + "\n")
 
 
-def load_run(run: Path, device: torch.device) -> tuple[TitansPredictor, TimeseriesConfig]:
-    """The predictor of a run: with its best weights, or without validation with its newest."""
+def load_run(
+    run: str | Path, device: str | torch.device = "auto"
+) -> tuple[TitansPredictor, TimeseriesConfig]:
+    """The predictor of a run, with its best weights (without validation its newest), and its settings."""
+    run, device = Path(run), choose_device(str(device))
     config, _ = load_run_table(run, DOMAIN)
     spec = from_dict(SeriesSpec, read_json(run / SPEC).get("spec"), "spec")
     module = TitansModule(

@@ -419,3 +419,21 @@ def test_patches_need_not_divide_the_context() -> None:
     for size in (1, 3, CONTEXT):
         trained = estimator(patch_len=size, num_batches_per_epoch=1).train(table(60))
         assert_forecasts(list(trained.predict([entry()])), [entry()])
+
+
+def test_a_table_with_covariates_is_trained_on_by_their_names() -> None:
+    stamps = pd.date_range("2026-01-01", periods=60 + HORIZON, freq="h")
+    priced = pd.DataFrame(
+        {
+            "timestamp": stamps,
+            "target": np.sin(np.arange(60.0 + HORIZON)),
+            "promo": np.arange(60.0 + HORIZON),
+        }
+    )
+    priced.loc[60:, "target"] = np.nan
+    model = estimator(num_feat_dynamic_real=1)
+    predictor = model.train(priced, validation_data=priced, feat_dynamic_real="promo")
+    found = predictor.forecast(priced, feat_dynamic_real="promo")
+    assert found["timestamp"].tolist() == stamps[60:].tolist()
+    with pytest.raises(TypeError, match="validaton_data"):
+        model.train(priced, validaton_data=priced)

@@ -9,7 +9,7 @@ import pytest
 from tiny_timeseries import HORIZON, numbers, table, untrained
 
 from titans_domains.timeseries.backtesting import backtest
-from titans_domains.timeseries.frames import as_dataset, to_table
+from titans_domains.timeseries.frames import as_dataset, from_table, to_table
 from titans_domains.timeseries.plotting import plot
 
 
@@ -230,3 +230,24 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
         as_dataset(tmp_path / "ragged.csv")
     with pytest.raises(ValueError, match="freq is for tables"):
         as_dataset([{}], freq="h")
+
+
+@pytest.mark.parametrize(
+    "quantiles", [[0], [1.0], [0.5, 2], [-1], [float("nan")], "0.5", 0.5, [], ["a"]]
+)
+def test_quantiles_that_are_none_are_refused(quantiles: Any) -> None:
+    with pytest.raises(ValueError, match="quantiles must be a list of numbers between 0 and 1"):
+        to_table([], quantiles)
+
+
+def test_a_known_future_is_what_stands_after_the_last_target() -> None:
+    stamps = pd.date_range("2026-01-01", periods=6, freq="h")
+    table = pd.DataFrame(
+        {"timestamp": stamps, "target": [1.0, 2, 3, 4, None, None], "promo": range(6)}
+    )
+    (one,) = from_table(table, feat_dynamic_real="promo")
+    assert one["target"].tolist() == [1, 2, 3, 4]
+    assert one["feat_dynamic_real"].tolist() == [[0, 1, 2, 3, 4, 5]]
+    # Without such a column they are missing.
+    (one,) = from_table(table, ignored="promo")
+    assert len(one["target"]) == 6
