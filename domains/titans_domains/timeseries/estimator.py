@@ -202,6 +202,12 @@ class TitansEstimator(PyTorchLightningEstimator):
             past = stream_steps(series, self.carry_length, past, self.network.patch_len, horizon)
         return Windows(series, past, horizon)
 
+    def train(
+        self, training_data: Any, validation_data: Any = None, **options: Any
+    ) -> TitansPredictor:
+        """The predictor that `train_model` makes, whose `options` GluonTS would drop."""
+        return self.train_model(training_data, validation_data, **options).predictor
+
     def train_model(
         self,
         training_data: Any,
