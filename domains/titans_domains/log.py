@@ -58,6 +58,11 @@ class Log(Callback):
         last = step == config.steps
         if module.skipped:
             row["skipped"] = module.skipped
+            if module.odd:
+                self.talk(
+                    f"step {step} was left out: its {module.odd} is not finite "
+                    f"({module.skipped} of at most {config.max_skipped})"
+                )
         module.valid = {}
         if config.valid_every and (step % config.valid_every == 0 or last):
             module.valid = module.task.validate()

@@ -503,7 +503,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     train(straight, config.train, tmp_path / "straight", device=CPU)
     task = OnceBrokenTask(config)
     task.broken = broken
-    train(task, config.train, tmp_path / "run", device=CPU)
+    said: list[str] = []
+    train(task, config.train, tmp_path / "run", device=CPU, talk=said.append)
+    assert sum("was left out: its " + broken in line for line in said) == 1
     assert [row.get("skipped", "") for row in rows_of(tmp_path / "run")] == (
         [""] * (3 // accumulate) + ["1"] * (6 - 3 // accumulate)
     )
