@@ -53,10 +53,9 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_last: int = 
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        sums = {
-            WEIGHTS: write_tensors(weights, draft / WEIGHTS, configuration),
-            TENSORS: write_tensors(tensors, draft / TENSORS),
-        }
+        write_tensors(weights, draft / WEIGHTS, configuration)
+        write_tensors(tensors, draft / TENSORS)
+        sums = {name: sha256_of(draft / name) for name in (WEIGHTS, TENSORS)}
         write_synced(
             draft / REST, json.dumps({"schema": SCHEMA, "sha256": sums, "checkpoint": packed})
         )
