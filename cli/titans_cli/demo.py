@@ -100,7 +100,8 @@ def recall(seed: int, quick: bool) -> None:
 
     from titans_cli.progress import Bar, training_text
     from titans_core import AttentionConfig, BackboneConfig, MemoryConfig
-    from titans_domains.language.suites.mqar import RecallConfig, RecallTask
+    from titans_domains.language.suites.mqar import Mqar
+    from titans_domains.language.suites.task import SuiteConfig, SuiteTask
     from titans_domains.training import TrainConfig, train
 
     heading(
@@ -120,15 +121,16 @@ def recall(seed: int, quick: bool) -> None:
             settings = TrainConfig(
                 steps=steps, lr=rate, warmup=20, valid_every=0, checkpoint_every=steps
             )
-            data = RecallConfig(vocab_size=RECALL_VOCABULARY, batch_size=32, seed=seed)
-            task = RecallTask(model, data, cpu)
+            problem = Mqar(vocab_size=RECALL_VOCABULARY, seed=seed)
+            data = SuiteConfig(lengths=(64,), batch_tokens=32 * 64, steps=steps, seed=seed)
+            task = SuiteTask(model, problem, data, cpu)
             with tempfile.TemporaryDirectory() as folder, Bar(f"{mixer}, lr {rate}", steps) as bar:
 
                 def show(step: int, row: dict[str, Any], bar: Bar = bar) -> None:
                     bar.at(step, training_text(row))
 
                 train(task, settings, Path(folder), device=cpu, show=show)
-            near, far = task.accuracy(64), task.accuracy(512)
+            near, far = (task.scores(length, 64)["accuracy"] for length in (64, 512))
             # Rates are compared where the model was trained; 512 is only asked.
             if mixer not in best or near > best[mixer][0]:
                 best[mixer] = (near, far, rate)
