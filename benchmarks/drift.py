@@ -26,7 +26,7 @@ from titans_core import (
     count_parameters,
     decay_groups,
 )
-from titans_domains.files import write_whole
+from titans_core.files import write_whole
 from titans_domains.timeseries.linear import fit_ridge, moments
 from titans_domains.timeseries.network import ForecastNetwork, NetworkConfig
 from titans_domains.timeseries.scaling import fill_gaps, normalise, window_scale

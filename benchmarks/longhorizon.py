@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from provenance import command, provenance
 
+from titans_core.files import write_whole
 from titans_domains.config import override
-from titans_domains.files import write_whole
 from titans_domains.timeseries.longhorizon import Recipe, markdown, run_benchmark
 from titans_domains.timeseries.protocol import LOOKBACKS
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from titans_core.backbone import Backbone
 from titans_core.checks import fingerprint
+from titans_core.files import write_whole
 from titans_core.state import cache_names, named_tensors, replace_tensors, settings_of
 
 SCHEMA = 1
@@ -74,7 +75,7 @@ def save_memory(
         "caches": caches,
         "content": _content_hash(tensors),
     }
-    _write(path, save(tensors, {HEADER: json.dumps(table)}))
+    write_whole(path, save(tensors, {HEADER: json.dumps(table)}))
 
 
 @torch.no_grad()
@@ -234,17 +235,3 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {list(x.shape)} {x.dtype}\n".encode())
         digest.update(x.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file whole: what stood there stays until all of it is on the disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -206,7 +206,7 @@ def forecast(
     The mean is the median for a model of quantiles. Where the model reads data.feat_dynamic_real, the rows
     after a series' last target hold their future, a horizon of it.
     """
-    from titans_domains.files import write_whole
+    from titans_core.files import write_whole
     from titans_domains.runs import choose_device
     from titans_domains.timeseries.frames import to_table
     from titans_domains.timeseries.task import load_run, series_for
@@ -306,8 +306,8 @@ def benchmark(
 ) -> None:
     """The long-horizon protocol: every test window, floors beside every figure."""
     from titans_cli.progress import Bar
+    from titans_core.files import write_whole
     from titans_domains.config import override
-    from titans_domains.files import write_whole
     from titans_domains.runs import choose_device
     from titans_domains.timeseries.longhorizon import Recipe, Work, markdown, run_benchmark
     from titans_domains.timeseries.written import benchmark_data, numbers, result_files

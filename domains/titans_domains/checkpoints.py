@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from titans_core.files import sha256_of, sync_folder, write_synced, write_tensors, write_whole
 from titans_core.state import StateT, settings_of
-from titans_domains.files import sha256_of, sync_folder, write_synced, write_tensors, write_whole
 
 SCHEMA = 1
 WEIGHTS, TENSORS, REST = "model.safetensors", "training.safetensors", "training.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from titans_core.files import write_whole
 from titans_domains.domain import Step
-from titans_domains.files import write_whole
 from titans_domains.train_config import TrainConfig
 
 METRICS, SAMPLES = "metrics.csv", "samples.txt"

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from titans_core.files import write_whole
 from titans_domains.checkpoints import SCHEMA, read_json
 from titans_domains.config import difference, from_dict, to_dict
 from titans_domains.domain import Domain
-from titans_domains.files import write_whole
 
 CONFIG = "config.json"
 
@@ -131,6 +131,20 @@ def commit_of(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Most memory that this process has held, or of a GPU allocated; None where the system does not say.
+
+    Not getrusage's: a process started by another inherits that one's peak as its own.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def resume_run(

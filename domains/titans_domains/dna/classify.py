@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from titans_core import count_parameters, decay_groups
+from titans_core.files import write_tensors
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.examples import (
     ExampleBatch,
@@ -33,7 +34,6 @@ from titans_domains.dna.metrics import scores
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
-from titans_domains.files import write_tensors
 from titans_domains.train_config import TrainConfig
 
 BEST, CLASSES = "best.safetensors", "classes.json"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from titans_core.files import write_tensors
 from titans_domains.checkpoints import (
     SCHEMA,
     WEIGHTS,
@@ -23,7 +24,6 @@ from titans_domains.dna.classify import BEST, CLASSES, build
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, save_tokenizer
-from titans_domains.files import write_tensors
 from titans_domains.runs import CONFIG, choose_device, load_run_table
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from titans_core.files import write_tensors
 from titans_domains.checkpoints import SCHEMA, load_tensors, read_json
 from titans_domains.config import from_dict, to_dict
-from titans_domains.files import write_tensors
 from titans_domains.timeseries.module import TitansModule
 from titans_domains.timeseries.network_config import NetworkConfig
 from titans_domains.timeseries.outputs import from_table, located, sizes, to_table

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from titans_core import count_parameters
+from titans_core.files import write_tensors, write_whole
 from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, load_weights, read_json
 from titans_domains.config import from_dict, to_dict
 from titans_domains.domain import Step
-from titans_domains.files import write_tensors
 from titans_domains.runs import choose_device, load_run_table
 from titans_domains.timeseries import synthetic
 from titans_domains.timeseries.checks import check_entry, name_of
@@ -249,7 +249,7 @@ def save_best(model: torch.nn.Module, run: Path, loss: float) -> None:
     draft = folder / f".{WEIGHTS}.tmp"
     write_tensors(model.state_dict(), draft)
     os.replace(draft, folder / WEIGHTS)
-    (folder / BEST_SCORE).write_text(json.dumps({"schema": SCHEMA, "loss": loss}) + "\n")
+    write_whole(folder / BEST_SCORE, json.dumps({"schema": SCHEMA, "loss": loss}) + "\n")
 
 
 def load_run(
