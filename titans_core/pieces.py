@@ -71,7 +71,7 @@ def check_on_grid(phase: Int[Tensor, " B"], reset: Bool[Tensor, "B T"] | None, s
 
 
 def rejoined(
-    outputs: list[Float[Tensor, "B P dim"]], places: list[Int[Tensor, "B P"]], time: int
+    outputs: list[Float[Tensor, "B _ dim"]], places: list[Int[Tensor, "B _"]], time: int
 ) -> Float[Tensor, "B T dim"]:
     """The pieces' outputs in the order of the call's tokens; `places` is empty where they are in it."""
     y = torch.cat(outputs, 1)
