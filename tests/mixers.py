@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from memory_problems import convert, named
 from torch import Tensor, nn
 
-from titans_core import MIXERS, AttentionConfig, BackboneConfig, HybridConfig, MemoryConfig
+from titans_core import (
+    MIXERS,
+    AttentionConfig,
+    BackboneConfig,
+    HybridConfig,
+    MemoryConfig,
+    SystemConfig,
+)
 from titans_core.attend import EMPTY
+from titans_core.systems import SYSTEMS
 
 DIM = 16
 LENGTHS = (1, 15, 16, 17, 63, 100)
@@ -25,6 +33,7 @@ class Setting:
     memory: dict[str, Any] = field(default_factory=dict)
     attention: dict[str, Any] = field(default_factory=dict)
     hybrid: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> BackboneConfig:
         memory = {"num_heads": 2, "expansion": 2, "chunk_size": 4, **self.memory}
@@ -36,6 +45,7 @@ class Setting:
             memory=MemoryConfig(**memory),
             attention=AttentionConfig(**{"num_heads": 2, **self.attention}),
             hybrid=HybridConfig(**{**hybrid, **self.hybrid}),
+            system=SystemConfig(**{"state_size": 6, **self.system}),
         )
 
     @property
@@ -57,8 +67,16 @@ class Setting:
     @property
     def bounded(self) -> bool:
         """The state does not grow with what was fed."""
-        return self.mixer != "attention" or self.attention.get("window") is not None
+        return self.config().bounded
 
+    @property
+    def remembers(self) -> bool:
+        """There is a memory, and not a cache alone."""
+        return self.config().remembers
+
+
+SAMPLE = ("lmm", "mac", "mag", "mal", "mac+mal", "attention", "gated-deltanet", "mamba")
+"""Mixers for what a domain adds to them, which is the same for all of their states."""
 
 PLAIN: dict[str, Any] = {"momentum": False, "forget": "none", "conv_size": 0, "gates": "shared"}
 GROUPED: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "conv_size": 3}
@@ -113,6 +131,16 @@ SETTINGS: dict[str, Setting] = {
     "attention grouped": Setting(mixer="attention", attention={**GROUPED, "window": 7}),
     "attention in a window": Setting(mixer="attention", attention={"window": 5}),
     "attention to itself": Setting(mixer="attention", attention={"window": 1}),
+    "swa": Setting(mixer="swa", attention=GROUPED),
+    **{name: Setting(mixer=name) for name in (*SYSTEMS, "ttt-linear", "ttt-mlp")},
+    "gla wide": Setting(
+        mixer="gla", system={"conv_size": 3, "key_expansion": 2.0, "value_expansion": 0.5}
+    ),
+    "gated-deltanet bare": Setting(
+        mixer="gated-deltanet", system={"conv_size": 0, "num_heads": 4, "key_expansion": 1.0}
+    ),
+    "gsa of three slots": Setting(mixer="gsa", system={"num_slots": 3, "conv_size": 4}),
+    "mamba bare": Setting(mixer="mamba", system={"conv_size": 0, "value_expansion": 1.0}),
 }
 
 FEW = {
@@ -125,6 +153,10 @@ FEW = {
         "mal",
         "mac+mal",
         "attention grouped",
+        "retnet",
+        "gated-deltanet",
+        "mamba",
+        "gsa",
     )
 }
 """For what takes long and does not hang on single settings."""
@@ -226,10 +258,10 @@ def memories(state: Any) -> dict[str, Tensor]:
 
 
 def memory_states(state: Any) -> list[Any]:
-    """Every `MemoryState` in a state."""
+    """Every `MemoryState` and every `RecurrentMemory` in a state."""
     if not isinstance(state, tuple):
         return []
-    if hasattr(state, "chunk_memory"):
+    if hasattr(state, "chunk_memory") or hasattr(state, "parts"):
         return [state]
     return [found for child in state for found in memory_states(child)]
 

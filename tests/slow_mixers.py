@@ -268,4 +268,7 @@ def slow(setting: Setting, mixer: nn.Module) -> Any:
         "mal": lambda: SlowLayers(mixer, window),
         "mac+mal": lambda: SlowLayers(mixer, window),
         "attention": lambda: SlowWindow(mixer, setting.config().attention.window),
+        "swa": lambda: SlowWindow(mixer, window),
+        "ttt-linear": lambda: SlowMemoryLayer(mixer),
+        "ttt-mlp": lambda: SlowMemoryLayer(mixer),
     }[setting.mixer]()

@@ -5,119 +5,16 @@ B batch, T time, dim width of the model.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from titans_core.attention import Attention, AttentionConfig
-from titans_core.checks import check_call, check_numbers
-from titans_core.context import MemoryAsContext
-from titans_core.hybrids import (
-    HybridConfig,
-    MemoryAsGate,
-    MemoryAsLayer,
-    check_segment,
-    check_window,
-    windowed,
-)
-from titans_core.memory import MemoryConfig, NeuralMemory
+from titans_core.checks import check_call
+from titans_core.mixers import MIXERS, RECURRENCES, BackboneConfig, Mixer
 from titans_core.state import detach, named_tensors, replace_tensors
-
-
-@runtime_checkable
-class Mixer(Protocol):
-    """What a block needs of the layer that mixes over time: (x, state) -> (y, state).
-
-    `mask` is False on padding, which stands on the right of a document; `reset` is True at a
-    document's first token, and nothing passes it; `write=False` leaves the memory as it is.
-
-    A state is nested tuples of tensors [B, ...]. `restart_memory` makes memories as before the first
-    token, `restart_caches` all the rest: what it lets go on, as the same tensors, is what a memory
-    file keeps. Fields of a cache that may grow along axis 1 are named by the tuple's `cached`; a field
-    `settings` is a fingerprint of the mixer's configuration, and states of different ones never mix.
-    """
-
-    def __call__(
-        self,
-        x: Float[Tensor, "B T dim"],
-        state: Any = None,
-        *,
-        mask: Bool[Tensor, "B T"] | None = None,
-        reset: Bool[Tensor, "B T"] | None = None,
-        write: bool = True,
-    ) -> tuple[Float[Tensor, "B T dim"], Any]: ...
-
-    def fresh_state(self, batch: int) -> Any: ...
-
-    def restart_memory(self, state: Any) -> Any: ...
-
-    def restart_caches(self, state: Any) -> Any: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    dim: int = 128
-    num_layers: int = 4
-    mixer: str = "lmm"
-    ffn_dim: int | None = None  # hidden width of SwiGLU; None for 8/3 dim, rounded up to 32
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    hybrid: HybridConfig = field(default_factory=HybridConfig)
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        for name in ("dim", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
-        if self.mixer not in MIXERS:
-            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}: got {self.mixer!r}.")
-        if self.ffn_dim is not None and self.ffn_dim < 1:
-            raise ValueError(f"ffn_dim must be at least 1, or None: got {self.ffn_dim}.")
-        if self.attention.window is not None and self.mixer not in ("lmm", "attention"):
-            raise ValueError(
-                f"attention.window must be None where mixer is {self.mixer}: got "
-                f"{self.attention.window}. It is hybrid.window in mag and mal, and mac sees its "
-                "segment."
-            )
-        if "mac" in self.mixer:
-            check_segment(self.memory, self.hybrid)
-        if self.mixer in ("mag", "mal"):
-            check_window(self.hybrid.window, self.memory.conv_size, self.attention.conv_size)
-
-    @property
-    def grid(self) -> int:
-        """A document begins at a multiple of this many tokens of its row."""
-        if "mac" in self.mixer:
-            return self.hybrid.segment_len
-        return 1 if self.mixer == "attention" else self.memory.chunk_size
-
-
-def _context(config: BackboneConfig) -> MemoryAsContext:
-    return MemoryAsContext(config.dim, config.memory, config.attention, config.hybrid)
-
-
-def _memory_first(config: BackboneConfig) -> NeuralMemory:
-    return NeuralMemory(config.dim, config.memory, config.hybrid.num_persistent)
-
-
-MIXERS: dict[str, Callable[[BackboneConfig], nn.Module]] = {
-    "lmm": lambda config: NeuralMemory(config.dim, config.memory),
-    "mac": _context,
-    "mag": lambda config: MemoryAsGate(config.dim, config.memory, config.attention, config.hybrid),
-    "mal": lambda config: MemoryAsLayer(
-        config.dim,
-        _memory_first(config),
-        Attention(config.dim, windowed(config.attention, config.hybrid)),
-    ),
-    "mac+mal": lambda config: MemoryAsLayer(
-        config.dim, _memory_first(config), _context(config), residual=True
-    ),
-    "attention": lambda config: Attention(config.dim, config.attention),
-}
 
 
 class SwiGLU(nn.Module):
@@ -148,7 +45,12 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Blocks and a last norm. `mixer` may build any other layer that follows `Mixer`."""
+    """Blocks and a last norm. `mixer` may build any other layer that follows `Mixer`.
+
+    It is given the configuration as the layer has it, in which one mixer of a pattern is left.
+    """
+
+    recurrent = False  # a memory over the whole stack, and not layers of their own
 
     def __init__(
         self,
@@ -156,11 +58,16 @@ class Backbone(nn.Module):
         mixer: Callable[[BackboneConfig], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        if config.mixer in RECURRENCES and not self.recurrent:
+            raise ValueError(
+                f"mixer must be one of layers here: got {config.mixer!r}, which is a memory over the "
+                "whole stack. Language models take it."
+            )
         self.config = config
         ffn_dim = config.ffn_dim or -(-8 * config.dim // 96) * 32
-        build = mixer or MIXERS[config.mixer]
+        layers = [config.layer(i) for i in range(config.num_layers)]
         self.blocks = nn.ModuleList(
-            Block(config.dim, build(config), ffn_dim) for _ in range(config.num_layers)
+            Block(config.dim, (mixer or MIXERS[layer.mixer])(layer), ffn_dim) for layer in layers
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-5)
         # What each block adds is scaled down with depth, so that the sum starts at the input's size.

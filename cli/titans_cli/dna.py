@@ -51,7 +51,11 @@ def pretrain(
     ] = None,
     kind: Kind = "causal",
     mixer: Annotated[
-        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+        str | None,
+        typer.Option(
+            help="lmm, mac, mag, mal, mac+mal, attention, or another that titans language train "
+            "--help names."
+        ),
     ] = None,
     settings: Set = None,
     seed: TrainSeed = None,
@@ -96,7 +100,11 @@ def train(
         ),
     ] = None,
     mixer: Annotated[
-        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+        str | None,
+        typer.Option(
+            help="lmm, mac, mag, mal, mac+mal, attention, or another that titans language train "
+            "--help names."
+        ),
     ] = None,
     settings: Set = None,
     seed: TrainSeed = None,

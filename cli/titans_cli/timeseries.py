@@ -37,7 +37,11 @@ def train(
     ] = None,
     preset: Preset = None,
     mixer: Annotated[
-        str | None, typer.Option(help="lmm, mac, mag, mal, mac+mal or attention.")
+        str | None,
+        typer.Option(
+            help="lmm, mac, mag, mal, mac+mal, attention, or another that titans language train "
+            "--help names."
+        ),
     ] = None,
     prediction_length: Annotated[
         int | None, typer.Option(help="Steps to forecast. [default: 24]")
@@ -133,7 +137,7 @@ def backtest(
 def modes_of(predictor: Any) -> dict[str, Any]:
     """The ways in which the predictor can read a growing series."""
     model = predictor.module.model.config.model
-    if model.mixer == "attention" and model.attention.window is None:
+    if not model.bounded:
         return {f"{model.mixer}, window": predictor}
     frozen = predictor.carry()
     frozen.freeze()

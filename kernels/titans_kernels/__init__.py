@@ -1,5 +1,6 @@
-"""Tensor operations of the neural memory, each in its own folder with a reference and fast forms."""
+"""Tensor operations of memories, each in its own folder with a reference and fast forms."""
 
+from titans_kernels.linear_recurrence import linear_recurrence
 from titans_kernels.memory_update import (
     BACKENDS,
     MemoryState,
@@ -10,6 +11,7 @@ from titans_kernels.memory_update import (
     memory_update,
     momentary_surprise,
 )
+from titans_kernels.selective_scan import selective_scan
 
 __all__ = [
     "BACKENDS",
@@ -17,7 +19,9 @@ __all__ = [
     "UpdateRule",
     "available_backends",
     "fresh_state",
+    "linear_recurrence",
     "memory_read",
     "memory_update",
     "momentary_surprise",
+    "selective_scan",
 ]

@@ -37,7 +37,7 @@ TRAIN: dict[str, tuple[tuple[str, ...], str]] = {
     "preset": (("--preset", "huge", *NEW), "--preset must be one of tiny, small"),
     "mixer": (
         ("--mixer", "rnn", *NEW),
-        "mixer must be one of lmm, mac, mag, mal, mac+mal, attention: got 'rnn'",
+        "mixer must be one of lmm, mac, mag, mal, mac+mal, attention, swa,",
     ),
     "device": (("--device", "tpu", *NEW), "--device must be auto, cpu, cuda or cuda:N: got 'tpu'"),
     "mixer twice": (

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import titans_core
 from titans_core import (
     MIXERS,
+    PATTERNS,
     PRESETS,
     Backbone,
     BackboneConfig,
@@ -25,7 +26,7 @@ from titans_core import (
     state_bytes,
 )
 
-NAMES = ("lmm", "mac", "mac previous", "mag", "mal", "mac+mal", "attention")
+NAMES = ("lmm", "mac", "mac previous", "mag", "mal", "mac+mal", "attention", "mamba2", "gsa")
 every_mixer = pytest.mark.parametrize("setting", [SETTINGS[n] for n in NAMES], ids=NAMES)
 
 
@@ -163,7 +164,7 @@ def test_weights_decay_and_starts_gates_and_norms_do_not(setting: Setting) -> No
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
     found = [sorted(names[id(p)] for p in group["params"]) for group in (decayed, exempt)]
     assert sorted(found[0] + found[1]) == sorted(names.values())
-    spared = ("persistent", "first_asked", "initial", "gates", "norm")
+    spared = ("persistent", "first_asked", "initial", "gates", "norm", "bias", "rate_log", "skip")
     assert [name for name in found[0] if any(part in name for part in spared)] == []
     assert [name for name in found[1] if not any(part in name for part in spared)] == []
     assert any("qkv" in name for name in found[0])
@@ -244,7 +245,11 @@ PUBLIC = [
     "Mixer",
     "NeuralMemory",
     "NeuralMemoryState",
+    "PATTERNS",
     "PRESETS",
+    "SegmentConfig",
+    "SystemConfig",
+    "build_backbone",
     "count_parameters",
     "decay_groups",
     "detach",
@@ -260,7 +265,11 @@ PUBLIC = [
 def test_public_names() -> None:
     assert sorted(titans_core.__all__) == sorted(PUBLIC)
     assert all(hasattr(titans_core, name) for name in titans_core.__all__)
-    assert list(MIXERS) == ["lmm", "mac", "mag", "mal", "mac+mal", "attention"]
+    assert list(MIXERS) == [
+        "lmm", "mac", "mag", "mal", "mac+mal", "attention", "swa", "linear", "retnet", "gla",
+        "mamba2", "deltanet", "gated-deltanet", "longhorn", "mamba", "gsa", "ttt-linear", "ttt-mlp",
+    ]  # fmt: skip
+    assert list(PATTERNS) == ["samba", "gated-deltanet-h2"]
     assert list(PRESETS) == ["tiny", "small", "170m", "340m", "760m", "1.3b"]
 
 

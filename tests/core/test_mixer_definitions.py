@@ -1,24 +1,45 @@
 """Every mixer against the paper's equations, one token at a time, and against the kernels' reference."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from memory_problems import assert_close
 from mixers import FEW, SETTINGS, Setting, inputs, middle, right_padding
 from slow_mixers import slow
+from slow_systems import slow_system
 from torch import Tensor, nn
 
-from titans_kernels import memory_update
+from titans_core.systems import SYSTEMS
+from titans_kernels import linear_recurrence, memory_update, selective_scan
+
+REFERENCES = {
+    "titans_core.memory.memory_update": memory_update,
+    "titans_core.systems.recurrent.linear_recurrence": linear_recurrence,
+    "titans_core.systems.recurrent.selective_scan": selective_scan,
+}
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+
+
+def equations(setting: Setting, mixer: nn.Module) -> Any:
+    if setting.mixer in SYSTEMS:
+        return slow_system(setting.mixer, mixer)
+    return slow(setting, mixer)
+
+
+def take_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on mixers compute by the references of the kernels."""
+    for place, kernel in REFERENCES.items():
+        monkeypatch.setattr(place, partial(kernel, backend="reference"))
 
 
 @every_setting
 @torch.no_grad()
 def test_outputs_are_those_of_the_equations(setting: Setting) -> None:
     mixer, x = setting.build(), inputs(1, 30)
-    other = slow(setting, mixer)
+    other = equations(setting, mixer)
     wanted = torch.stack([other.token(t) for t in x[0, :26]])
     y, state = mixer(x[:, :26])
     assert_close({"y": y[0]}, {"y": wanted}, 1e-10)
@@ -36,7 +57,7 @@ def test_gradients_are_those_of_the_equations(setting: Setting) -> None:
         return (y - inputs(1, x.shape[1], seed=1)[0]).square().sum()
 
     def slowly(mixer: nn.Module) -> Tensor:
-        other = slow(setting, mixer)
+        other = equations(setting, mixer)
         return loss(torch.stack([other.token(t) for t in x[0]]))
 
     wanted = gradients(mixer, slowly)
@@ -69,8 +90,7 @@ def test_every_parameter_learns_as_by_the_reference(
         # Attention to one token alone has no use for its query and key.
         if setting.attention.get("window") != 1:
             assert grad.ne(0).all(), name
-    reference = partial(memory_update, backend="reference")
-    monkeypatch.setattr("titans_core.memory.memory_update", reference)
+    take_references(monkeypatch)
     assert_close(got, gradients(mixer, loss), 1e-8)
 
 
@@ -90,8 +110,7 @@ def test_gradients_flow_through_states_resets_and_masks(
 
     got = gradients(mixer, loss)
     assert all(grad.isfinite().all() for grad in got.values())
-    reference = partial(memory_update, backend="reference")
-    monkeypatch.setattr("titans_core.memory.memory_update", reference)
+    take_references(monkeypatch)
     assert_close(got, gradients(mixer, loss), 1e-8)
 
 

@@ -27,13 +27,12 @@ from mixers import (
     row_of,
 )
 
-from titans_core import PRESETS, Attention, Backbone, state_bytes
-from titans_core.backbone import MIXERS
+from titans_core import MIXERS, PRESETS, Attention, Backbone, state_bytes
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 a_few_settings = pytest.mark.parametrize("setting", FEW.values(), ids=FEW)
 a_setting = st.sampled_from(list(SETTINGS.values()))
-MEMORIES = {name: setting for name, setting in SETTINGS.items() if setting.mixer != "attention"}
+MEMORIES = {name: setting for name, setting in SETTINGS.items() if setting.remembers}
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from titans_core import PRESETS
+from titans_core import PRESETS, BackboneConfig
 from titans_domains.config import difference, from_dict, override, to_dict
 from titans_domains.language import DOMAIN
 
@@ -123,6 +123,14 @@ def test_what_does_not_fit_is_named(assignment: str, sentence: str) -> None:
 def test_a_configuration_is_a_table(values: Any) -> None:
     with pytest.raises(ValueError, match="config must be a table of settings: got"):
         from_dict(Outer, values)
+
+
+def test_a_file_without_the_settings_of_systems_is_read() -> None:
+    values = to_dict(PRESETS["tiny"])
+    del values["system"]
+    assert from_dict(BackboneConfig, values) == PRESETS["tiny"]
+    values["mixer"], values["system"] = "samba", {"state_size": 8}
+    assert from_dict(BackboneConfig, values).system.state_size == 8
 
 
 def test_unknown_keys_of_a_file_are_named() -> None:

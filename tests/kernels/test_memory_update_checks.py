@@ -42,8 +42,8 @@ def refused(problem: Problem, sentence: str, error: type[Exception] = ValueError
 
 def test_public_names() -> None:
     assert titans_kernels.__all__ == [
-        "BACKENDS", "MemoryState", "UpdateRule", "available_backends", "fresh_state", "memory_read",
-        "memory_update", "momentary_surprise",
+        "BACKENDS", "MemoryState", "UpdateRule", "available_backends", "fresh_state",
+        "linear_recurrence", "memory_read", "memory_update", "momentary_surprise", "selective_scan",
     ]  # fmt: skip
 
 

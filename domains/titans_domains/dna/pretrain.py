@@ -201,5 +201,4 @@ def other_strand(ids: Ids, complement: Int[np.ndarray, " V"]) -> Ids:
 
 
 def _grows(model: CausalModel | MaskedModel) -> bool:
-    backbone = model.config.backbone
-    return backbone.mixer == "attention" and backbone.attention.window is None
+    return not model.config.backbone.bounded

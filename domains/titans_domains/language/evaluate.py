@@ -19,9 +19,9 @@ MODES = ("carried", "frozen", "reset", "window")
 def modes_of(model: LanguageModel) -> tuple[str, ...]:
     """The ways in which a model can read a text of any length at bounded cost."""
     config = model.backbone.config
-    if config.mixer != "attention":
-        return ("carried", "frozen", "reset")
-    return ("window",) if config.attention.window is None else ("carried",)
+    if not config.bounded:
+        return ("window",)
+    return ("carried", "frozen", "reset") if config.remembers else ("carried",)
 
 
 def bits_per_byte(

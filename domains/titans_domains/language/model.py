@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from titans_core import Backbone, BackboneConfig
+from titans_core import BackboneConfig, build_backbone
 
 
 class LanguageModel(nn.Module):
@@ -17,7 +17,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, config.dim)
         nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
-        self.backbone = Backbone(config)
+        self.backbone = build_backbone(config)
 
     def forward(
         self,

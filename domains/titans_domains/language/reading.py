@@ -64,8 +64,9 @@ def read_stream(
 
 def check_memory(model: LanguageModel, run: Path) -> None:
     """ValueError for a model that keeps nothing of what it has read but its cache."""
-    if model.backbone.config.mixer == "attention":
-        raise ValueError(f"{run} has no memory that could be kept: its mixer is attention.")
+    config = model.backbone.config
+    if not config.remembers:
+        raise ValueError(f"{run} has no memory that could be kept: its mixer is {config.mixer}.")
 
 
 def check_target(path: Path, force: bool) -> None:

@@ -27,7 +27,10 @@ def surprise_of(model: LanguageModel, tokenizer: Tokenizer, text: bytes) -> torc
 
     memories = [m for m in model.modules() if isinstance(m, Recall)]
     if not memories:
-        raise ValueError("The model has no memory that could be surprised: its mixer is attention.")
+        raise ValueError(
+            "The model has no memory that could be surprised: its mixer is "
+            f"{model.backbone.config.mixer}."
+        )
     ids = torch.from_numpy(tokenizer.encode(text)).to(model.embedding.weight.device)
     # Made before anybody listens: to make it, memories read tokens that are not of the text.
     state = model.backbone.fresh_state(1)

@@ -50,7 +50,7 @@ class CarryingPredictor:
 
     def __init__(self, predictor: TitansPredictor) -> None:
         config = predictor.module.model.config.model
-        if config.mixer == "attention" and config.attention.window is None:
+        if not config.bounded:
             raise ValueError(
                 "A carried state must not grow: train with a mixer that has a memory, or give "
                 "attention.window."

@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from mixers import SAMPLE
 from tiny_dna import TOKENIZER, network, sequences, tiny_model
 from torch import nn
 
-from titans_core import MIXERS
 from titans_domains.dna.encoder import Direction, Strands, reverse
 from titans_domains.dna.heads import KmerBag
 from titans_domains.dna.model import SequenceNetwork
@@ -25,7 +25,7 @@ def batch(lengths: list[int] = LENGTHS, multiple: int = 1) -> tuple[torch.Tensor
     return pad_batch([TOKENIZER.encode(row) for row in rows], multiple=multiple)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", SAMPLE)
 @pytest.mark.parametrize(
     ("direction", "strands"), [("both", "one"), ("forward", "one"), ("both", "equivariant")]
 )
@@ -76,7 +76,7 @@ def test_a_padded_batch_is_its_single_sequences_in_float32() -> None:
         assert torch.allclose(model(tokens[row : row + 1, :length])[0], together[row], atol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", SAMPLE)
 @torch.no_grad()
 def test_what_stands_under_the_mask_and_in_other_rows_changes_no_bit(mixer: str) -> None:
     model = network(tiny_model(mixer))
@@ -224,7 +224,7 @@ def test_sequences_longer_than_the_known_positions_are_read_to_their_end() -> No
     assert not torch.allclose(model(changed, mask), model(tokens, mask), atol=1e-6)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", SAMPLE)
 def test_every_parameter_gets_a_gradient(mixer: str) -> None:
     model = network(tiny_model(mixer)).train()
     tokens, mask = batch()

@@ -161,6 +161,11 @@ def test_modes_and_their_names() -> None:
     assert modes_of(tiny_model()) == ("carried", "frozen", "reset")
     assert modes_of(tiny_model(mixer="attention")) == ("window",)
     assert modes_of(tiny_model(mixer="attention", window=8)) == ("carried",)
+    assert modes_of(tiny_model(mixer="swa")) == ("carried",)
+    assert modes_of(tiny_model(mixer="gated-deltanet")) == ("carried", "frozen", "reset")
+    # A memory beside a cache that grows with the text.
+    assert modes_of(tiny_model(mixer="mamba/attention")) == ("window",)
+    assert modes_of(tiny_model(mixer="samba")) == ("carried", "frozen", "reset")
     names = [describe(mode, 9) for mode in evaluate.MODES]
     assert names == ["carried", "frozen", "reset(9)", "window(9)"]
 

@@ -124,9 +124,11 @@ def test_only_memory_files_are_replaced(tmp_path: Path) -> None:
 
 
 def test_attention_has_no_memory_to_keep() -> None:
-    for mixer in MEMORIES:
+    for mixer in (*MEMORIES, "mamba", "samba"):
         check_memory(tiny_model(mixer=mixer), Path("run"))
     for window in (None, 8):
         model = tiny_model(mixer="attention", window=window)
         with pytest.raises(ValueError, match="run has no memory that could be kept: its mixer is"):
             check_memory(model, Path("run"))
+    with pytest.raises(ValueError, match="its mixer is swa/attention"):
+        check_memory(tiny_model(mixer="swa/attention"), Path("run"))

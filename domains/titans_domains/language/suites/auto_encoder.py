@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from titans_core import Backbone, BackboneConfig
+from titans_core import BackboneConfig, build_backbone
 
 
 class AutoEncoder(nn.Module):
@@ -22,7 +22,7 @@ class AutoEncoder(nn.Module):
         dim = config.dim
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        self.backbone = Backbone(config)
+        self.backbone = build_backbone(config)
         self.decoder = nn.Sequential(
             nn.RMSNorm(dim, eps=1e-5), nn.Linear(dim, dim), nn.GELU(),
             nn.RMSNorm(dim, eps=1e-5), nn.Linear(dim, dim), nn.GELU(),

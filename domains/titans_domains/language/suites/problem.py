@@ -24,6 +24,10 @@ class Examples(NamedTuple):
     targets: Int[Tensor, "B T"]  # the token asked for at each place, or IGNORED
     mask: Bool[Tensor, "B T"] | None = None  # False on padding, on the right
 
+    def to(self, device: torch.device) -> "Examples":
+        mask = None if self.mask is None else self.mask.to(device)
+        return Examples(self.inputs.to(device), self.targets.to(device), mask)
+
 
 class Problem(Protocol):
     @property

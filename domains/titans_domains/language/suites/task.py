@@ -92,7 +92,7 @@ class SuiteTask:
         self.model.eval()
         for number, first in enumerate(range(0, rows, most)):
             examples = self.problem.draw(min(most, rows - first), length, split, number)
-            examples = Examples(*(None if x is None else x.to(self.device) for x in examples))
+            examples = examples.to(self.device)
             tally.add(examples.targets, answer(self.model, examples))
         self.model.train(was_training)
         return tally.figures()
