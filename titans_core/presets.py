@@ -5,9 +5,9 @@ kernels take whole.
 """
 
 from titans_core.attention import AttentionConfig
-from titans_core.backbone import BackboneConfig
 from titans_core.hybrids import HybridConfig
 from titans_core.memory import MemoryConfig
+from titans_core.mixers import BackboneConfig
 
 
 def _paper(num_layers: int, dim: int, num_heads: int) -> BackboneConfig:
