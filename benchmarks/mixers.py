@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import write_results
 from provenance import peak_rss_mib, provenance
 
 from titans_core import PRESETS, Backbone, BackboneConfig, count_parameters
@@ -130,13 +131,14 @@ def from_job(job: dict[str, Any]) -> BackboneConfig:
 
 
 def run_cells(
-    jobs: dict[str, dict[str, Any]], results: dict[str, Any], path: Path, count: int
-) -> None:
-    """Every job that has no result yet, `count` at a time, each in a process of its own."""
+    jobs: dict[str, dict[str, Any]], results: dict[str, Any], path: Path, count: int,
+    script: Path = Path(__file__),
+) -> None:  # fmt: skip
+    """Every job that has no result yet, `count` at a time, each in a process of its own: `script --cell`."""
 
     def run(name: str) -> None:
         done = subprocess.run(
-            [sys.executable, __file__, "--cell", json.dumps(jobs[name])],
+            [sys.executable, script, "--cell", json.dumps(jobs[name])],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -144,8 +146,8 @@ def run_cells(
             return
         with one_writer:
             results["cells"][name] = json.loads(done.stdout)
-            path.write_text(json.dumps(results, indent=2) + "\n")
-            print(name, results["cells"][name], flush=True)
+            write_results(path, results, indent=2)
+            print(name, file=sys.stderr, flush=True)
 
     failed: list[str] = []
     one_writer = threading.Lock()
@@ -239,7 +241,7 @@ def main() -> None:
         "tokens": steps * 16 * 256, "jobs": options.jobs,
         "floors": floors(text[:cut], text[cut:]),
     }  # fmt: skip
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_results(path, results, indent=2)
     print(table(results, systems))
 
 
