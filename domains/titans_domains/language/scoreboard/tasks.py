@@ -1,0 +1,107 @@
+"""The tasks of the scoreboard: what each is trained on, where it is asked, and which figure counts."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from titans_domains.language.suites.mad import BASELINES
+from titans_domains.language.suites.mqar import Mqar
+from titans_domains.language.suites.problem import Problem
+from titans_domains.language.suites.ruler import Needle
+from titans_domains.language.suites.state_tracking import GroupWords, ModularArithmetic, Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    problem: Callable[[], Problem] | None  # None: language modelling of a text
+    lengths: tuple[int, ...]  # trained on, ascending; see SuiteTask
+    tests: tuple[int, ...] = ()  # asked at
+    figure: str = "accuracy"
+    steps: int = 600
+    batch_tokens: int = 4096
+    train: dict[str, Any] = field(default_factory=dict)  # more settings of training
+    test_rows: int = 256
+    test_tokens: int = 2**18  # of all test rows of one length: long ones are fewer
+    fewest_rows: int = 16
+    test_batch_tokens: int = 2**15  # read at once
+    streamed: bool = True  # whether a row may be read in pieces
+    about: str = ""
+
+    @property
+    def trained_length(self) -> int:
+        return self.lengths[-1]
+
+    @property
+    def less_is_better(self) -> bool:
+        return self.problem is None
+
+    def described(self) -> dict[str, Any]:
+        """What a cell's figures depend on, without code."""
+        values = dataclasses.asdict(self)
+        return values | {"problem": None if self.problem is None else repr(self.problem())}
+
+
+RECALL: dict[str, TaskSpec] = {
+    f"mqar-{length}-{pairs}": TaskSpec(
+        problem=lambda pairs=pairs: Mqar(pairs=pairs, vocab_size=512),
+        lengths=(length,), tests=(length, 4 * length), steps=steps,
+        about=f"Multi-query recall, {pairs} pairs, 512 tokens in the vocabulary.",
+    )
+    for length, pairs, steps in ((64, 4, 600), (128, 8, 600), (256, 16, 800))
+}  # fmt: skip
+RECALL |= {
+    f"mad-{name.replace(' ', '-')}": TaskSpec(
+        problem=lambda setting=setting: setting.problem,
+        lengths=(setting.length,), tests=(setting.length,), steps=400,
+        streamed=name != "compression",
+        about="MAD's baseline setting in a reduced protocol: one pass over its training rows, no "
+        "weight decay to choose, the learning rate chosen elsewhere.",
+    )
+    for name, setting in BASELINES.items()
+}  # fmt: skip
+
+LONG_CONTEXT: dict[str, TaskSpec] = {
+    f"niah-{kind}": TaskSpec(
+        problem=lambda kind=kind: Needle(kind=kind, queries=2),
+        lengths=(1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
+        steps=600, test_rows=64, test_tokens=2**20,
+        about=f"{about}, in bytes, worded as in RULER; two needles and questions in a row of training.",
+    )
+    for kind, about in (
+        ("pk", "A number hidden in noise (S-NIAH-PK)"), ("n", "A number hidden in text (S-NIAH-N)"),
+        ("w", "A UUID hidden in text (S-NIAH-W)"),
+    )
+}  # fmt: skip
+
+STATE: dict[str, TaskSpec] = {
+    "parity": TaskSpec(
+        problem=Parity, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024,
+        about="Whether the ones are odd in number; rows of 3 to 40 tokens, tests of 40 and more.",
+    ),
+    "modular-arithmetic": TaskSpec(
+        problem=ModularArithmetic, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024,
+        about="Expressions modulo 5 without brackets.",
+    ),
+    **{
+        f"words-{name}": TaskSpec(
+            problem=lambda name=name: GroupWords(group=name), lengths=(32,), tests=(32, 64, 128),
+            about=f"Running products in the group {name}.",
+        )
+        for name in ("A5", "S5", "Z60")
+    },
+}  # fmt: skip
+
+LANGUAGE: dict[str, TaskSpec] = {
+    "text": TaskSpec(
+        problem=None, lengths=(256,), figure="bits_per_byte", steps=300,
+        about="Bytes of a text, read with the memory carried, or by windows where a state grows.",
+    ),
+}  # fmt: skip
+
+BENCHES: dict[str, dict[str, TaskSpec]] = {
+    "recall": RECALL, "longcontext": LONG_CONTEXT, "state": STATE, "language": LANGUAGE,
+}  # fmt: skip
+"""What one command runs. Learning rates are chosen on the first task of each, and used in all of it."""
+
+TASKS = {name: spec for bench in BENCHES.values() for name, spec in bench.items()}
