@@ -27,6 +27,9 @@ from titans_kernels import (
 )
 from titans_kernels.memory_update.native import decodes, layer_token
 
+MOST_DEPTH = 64
+"""Far beyond what anybody trains: a file that asks for more is not one to build a memory from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
@@ -50,6 +53,8 @@ class MemoryConfig:
         for name in ("num_heads", "depth", "expansion", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"memory.{name} must be at least 1: got {getattr(self, name)}.")
+        if self.depth > MOST_DEPTH:
+            raise ValueError(f"memory.depth must be at most {MOST_DEPTH}: got {self.depth}.")
         if self.conv_size < 0 or self.conv_size == 1:
             raise ValueError(f"memory.conv_size must be 0 or at least 2: got {self.conv_size}.")
         largest = torch.finfo(torch.float32).max
@@ -236,9 +241,27 @@ class Recall(nn.Module):
         self, x: Float[Tensor, "B T dim"], start: NeuralMemoryState | None = None
     ) -> Float[Tensor, "B T H L"]:
         """Momentary surprise of each token as the memory reads on from a fresh state."""
-        state = self.fresh_state(x.shape[0], start)
+        return self.surprise_from(x, self.fresh_state(x.shape[0], start))
+
+    @torch.no_grad()
+    def surprise_from(
+        self, x: Float[Tensor, "B T dim"], state: NeuralMemoryState
+    ) -> Float[Tensor, "B T H L"]:
+        """Momentary surprise of each token as the memory reads on from a state.
+
+        All rows stand at the same place of a chunk.
+        """
+        size = self.config.chunk_size
+        places = {int(p) % size for p in state.memory.position}
+        if len(places) > 1:
+            raise ValueError(
+                f"state must have all rows at one place of a chunk: got {sorted(places)}. Take the "
+                "rows one by one."
+            )
+        first = size - places.pop()
+        rest = x[:, first:].split(size, 1) if x.shape[1] > first else ()
         norms = []
-        for piece in x.split(self.config.chunk_size, 1):
+        for piece in (x[:, :first], *rest):
             _, k, v, _ = self._project(piece, state.conv_tail)
             norms.append(
                 momentary_surprise(
@@ -250,7 +273,8 @@ class Recall(nn.Module):
                     norm=(self.norm_gain, self.norm_bias),
                 )  # fmt: skip
             )
-            _, state = self(piece, state)
+            # Not by a call, of which those who listen to the memory would hear.
+            _, state = self.forward(piece, state)
         return torch.cat(norms, 1)
 
     def _project(

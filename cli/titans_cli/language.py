@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from titans_cli import language_eval, language_use
+from titans_cli.language_eval import Run
 from titans_cli.options import MOST, Device, Force, Json, Out, Preset, Set, TrainSeed
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 
 
 @app.command(epilog="Example: titans language train --data book.txt --out runs/book")
@@ -31,7 +31,9 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What mixes over time: lmm, mac, mag, mal, mac+mal or attention. [default: the "
+            help="What mixes over time: lmm, mac, mag, mal, mac+mal, attention; swa, linear, retnet, "
+            "gla, mamba2, deltanet, gated-deltanet, longhorn, mamba, gsa, ttt-linear, ttt-mlp; samba, "
+            "gated-deltanet-h2; rmt, armt; or several with / between, which take turns. [default: the "
             "preset's, lmm]",
         ),
     ] = None,
@@ -94,16 +96,48 @@ def evaluate(
             "held-out text.",
         ),
     ] = None,
+    positions: Annotated[
+        bool,
+        typer.Option("--by-position", help="By position in long documents, without the floors."),
+    ] = False,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            help="With --by-position: bytes read of each document that has as many. [default: the "
+            "largest power of two that half of them reach]",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="With --by-position: picture to draw, .png, .pdf or .svg.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a picture that is there already.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Bits per byte over a whole text, memory carried, frozen and reset, beside the floors."""
+    if positions:
+        language_eval.by_position(
+            run, data, device, checkpoint, length=length, picture=picture, force=force, as_json=as_json
+        )
+        return
+    if length is not None or picture is not None:
+        raise ValueError(
+            "--length and --plot are for --by-position: give it too, or leave them out."
+        )
     from titans_cli.progress import Bar
     from titans_domains.language.evaluate import modes_of, report
     from titans_domains.language.task import load_run, texts_for
     from titans_domains.runs import choose_device
 
-    model, tokenizer, config = load_run(run, choose_device(device))
+    model, tokenizer, config = load_run(run, choose_device(device), checkpoint)
     training, texts = texts_for(run, config, data)
     total = sum(len(tokenizer.encode(text)) for text in texts) * len(modes_of(model))
     with Bar("reading", total) as bar:
@@ -126,7 +160,9 @@ def evaluate(
 def read(
     run: Run,
     document: Annotated[Path, typer.Argument(metavar="DOC", help="Text file, read as a whole.")],
-    memory: Annotated[Path, typer.Option("--memory", metavar="FILE", help="Memory file to write.")],
+    memory: Annotated[
+        Path | None, typer.Option("--memory", metavar="FILE", help="Memory file to write.")
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Memory file to go on from."),
@@ -135,12 +171,38 @@ def read(
         bool,
         typer.Option("--caches", help="Keep caches too, to go on bit for bit; a larger file."),
     ] = False,
+    anomalies: Annotated[
+        bool,
+        typer.Option(
+            "--anomalies",
+            help="Keep nothing: list the bytes that surprise the memory far more than others do.",
+        ),
+    ] = False,
+    far: Annotated[
+        float | None,
+        typer.Option(
+            metavar="K",
+            help="With --anomalies: median absolute deviations above the median. [default: 10]",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a memory file that is there already.")
     ] = False,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
-    """Read a document and keep the memory of it."""
+    """Read a document and keep the memory of it, or look for what is strange in it."""
+    if anomalies:
+        if memory is not None or start is not None:
+            raise ValueError(
+                "--anomalies reads from a fresh memory on and keeps none: leave --memory and --from out."
+            )
+        language_use.show_anomalies(run, document, far, device, checkpoint, as_json)
+        return
+    if memory is None:
+        raise ValueError("Give --memory FILE to keep the memory in, or --anomalies.")
+    if far is not None or as_json:
+        raise ValueError("--far and --json are for --anomalies: give it too, or leave them out.")
     from titans_cli.progress import Bar
     from titans_core import save_memory
     from titans_domains.language import reading
@@ -149,7 +211,7 @@ def read(
 
     reading.check_target(memory, force)
     text = reading.read_text(document)
-    model, tokenizer, _ = load_run(run, choose_device(device))
+    model, tokenizer, _ = load_run(run, choose_device(device), checkpoint)
     reading.check_memory(model, run)
     state = None if start is None else reading.load_reading(start, model)
     tokens = reading.stream_of(tokenizer, text, state)
@@ -191,7 +253,7 @@ def generate_text(
         raise ValueError(f"PROMPT must be UTF-8 text: letter {error.start} is not.") from None
     if memory is not None and not prompt:
         raise ValueError("What goes on from --memory needs a PROMPT: give at least one character.")
-    model, tokenizer, _ = load_run(run, choose_device(device))
+    model, tokenizer, _ = load_run(run, choose_device(device), checkpoint)
     state = None
     if memory is not None:
         state = load_reading(memory, model)
@@ -209,3 +271,9 @@ def generate_text(
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+app.command(
+    name="lm-eval",
+    epilog="Example: titans language lm-eval runs/tiny --tasks mine --include-path tasks",
+)(language_eval.lm_eval)
