@@ -6,6 +6,7 @@ from titans_core.context import MemoryAsContext
 from titans_core.hybrids import HybridConfig, MemoryAsGate, MemoryAsLayer
 from titans_core.memory import MemoryConfig, NeuralMemory, NeuralMemoryState
 from titans_core.memory_file import load_memory, save_memory
+from titans_core.memory_store import MemoryStore
 from titans_core.mixers import MIXERS, PATTERNS, BackboneConfig, Mixer
 from titans_core.presets import PRESETS
 from titans_core.segment_memory import SegmentConfig
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryAsGate",
     "MemoryAsLayer",
     "MemoryConfig",
+    "MemoryStore",
     "Mixer",
     "NeuralMemory",
     "NeuralMemoryState",

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,20 +26,56 @@ SCHEMA = 1
 HEADER = "titans_memory"
 
 
+class ModelIdentity(NamedTuple):
+    """What tells a model from every other, as far as its memories go."""
+
+    config: str
+    dtype: str
+    weights: str  # SHA-256 of every weight, which takes a while for a large model
+
+
+def identity_of(model: Backbone) -> ModelIdentity:
+    """Computed once, it saves many calls of `save_memory` and `load_memory` from reading all weights."""
+    _check_model(model)
+    return ModelIdentity(_config_hash(model), _dtype(model), _weights_hash(model))
+
+
 @torch.no_grad()
 def save_memory(
-    path: str | os.PathLike[str], state: Any, model: Backbone, *, caches: bool = False
+    path: str | os.PathLike[str],
+    state: Any,
+    model: Backbone,
+    *,
+    caches: bool = False,
+    identity: ModelIdentity | None = None,
 ) -> None:
     """Writes the state's memory to `path`, whole or not at all, and over what stands there.
 
     With `caches` a loaded state goes on bit for bit as this one would; without, convolutions and
     attention begin anew, so that MAC no longer sees its open segment, and the file does not grow with
     a window or a segment. The model must be the one that made the state: a state names the settings
-    of its mixers, and not their weights.
+    of its mixers, and not their weights. `identity` is the model's, whose weights have not changed since.
     """
     path = Path(path)
     _check_model(model)
     check_place(path)
+    tensors = checked_tensors(state, model, caches=caches)
+    tensors = {
+        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, x in tensors.items()
+    }
+    table = {
+        "schema": SCHEMA,
+        **(identity or identity_of(model))._asdict(),
+        "rows": len(next(iter(tensors.values()))),
+        "caches": caches,
+        "content": content_hash(tensors),
+    }
+    write_whole(path, save(tensors, {HEADER: json.dumps(table)}))
+
+
+def checked_tensors(state: Any, model: Backbone, *, caches: bool) -> dict[str, Tensor]:
+    """The tensors of a state that are kept; ValueError for what is no state of the model, or not finite."""
     tensors = named_tensors(state)
     rows = len(next(iter(tensors.values()), ()))
     if odd := _misfit(tensors, model, rows, caches=True):
@@ -62,57 +98,51 @@ def save_memory(
                 f"state.{name} must be finite to be kept: got NaN or infinity. Something that was "
                 "read or a weight was not finite; go on from an earlier state."
             )
-    tensors = {
-        name: x.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, x in tensors.items()
-    }
-    table = {
-        "schema": SCHEMA,
-        "dtype": _dtype(model),
-        "config": _config_hash(model),
-        "weights": _weights_hash(model),
-        "rows": rows,
-        "caches": caches,
-        "content": _content_hash(tensors),
-    }
-    write_whole(path, save(tensors, {HEADER: json.dumps(table)}))
+    return tensors
 
 
 @torch.no_grad()
-def load_memory(path: str | os.PathLike[str], model: Backbone) -> Any:
+def load_memory(
+    path: str | os.PathLike[str], model: Backbone, *, identity: ModelIdentity | None = None
+) -> Any:
     """The state that `save_memory` wrote, on the model's device.
 
-    ValueError where the file is damaged, is no memory file, or is not of this very model.
+    ValueError where the file is damaged, is no memory file, or is not of this very model. `identity` is
+    the model's, whose weights have not changed since.
     """
     path = Path(path)
     _check_model(model)
     table, tensors = _read(path)
-    again = "Load it into the model that it was saved from, or read the text again"
-    if table["config"] != _config_hash(model):
-        raise ValueError(
-            f"{path} is the memory of a model with another configuration, or of one that another "
-            f"version of titans made. {again}."
-        )
-    if table["dtype"] != _dtype(model):
-        raise ValueError(
-            f"{path} is the memory of a model in {table['dtype']}: this one is in {_dtype(model)}. "
-            "Convert the model, or read the text again."
-        )
-    if table["weights"] != _weights_hash(model):
-        raise ValueError(
-            f"{path} is the memory of another model, or of this one at another point of its "
-            f"training. {again}."
-        )
+    _check_made_by(path, table, identity or identity_of(model))
     rows, caches = table["rows"], table["caches"]
     if odd := _misfit(tensors, model, rows, caches):
         raise ValueError(f"{path} does not hold a state of this model: {odd}.")
-    if table["content"] != _content_hash(tensors):
+    if table["content"] != content_hash(tensors):
         raise ValueError(f"{path} is damaged: its numbers are not those that were saved.")
     device = next(model.parameters()).device
     state = replace_tensors(
         model.fresh_state(rows), {name: x.to(device) for name, x in tensors.items()}
     )
     return state if caches else model.restart_caches(state)
+
+
+def _check_made_by(path: Path, table: Mapping[str, Any], ours: ModelIdentity) -> None:
+    again = "Load it into the model that it was saved from, or read the text again"
+    if table["config"] != ours.config:
+        raise ValueError(
+            f"{path} is the memory of a model with another configuration, or of one that another "
+            f"version of titans made. {again}."
+        )
+    if table["dtype"] != ours.dtype:
+        raise ValueError(
+            f"{path} is the memory of a model in {table['dtype']}: this one is in {ours.dtype}. "
+            "Convert the model, or read the text again."
+        )
+    if table["weights"] != ours.weights:
+        raise ValueError(
+            f"{path} is the memory of another model, or of this one at another point of its "
+            f"training. {again}."
+        )
 
 
 def _check_model(model: Any) -> None:
@@ -224,10 +254,10 @@ def _dtype(model: Backbone) -> str:
 
 def _weights_hash(model: nn.Module) -> str:
     # Every byte: two models of one training may differ in a few rows of an embedding alone.
-    return _content_hash(dict(model.named_parameters()))
+    return content_hash(dict(model.named_parameters()))
 
 
-def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """Of names, shapes, dtypes and numbers."""
     digest: Any = hashlib.sha256()
     for name in sorted(tensors):

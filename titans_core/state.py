@@ -105,24 +105,50 @@ def split(state: StateT) -> list[StateT]:
 
     Each holds its own numbers alone, so that a row that is kept does not keep the batch.
     """
+    return [take_row(state, row) for row in range(rows_of(state))]
+
+
+def rows_of(state: Any) -> int:
+    """How many rows a state has; ValueError where its tensors differ in that."""
     rows = sorted({len(x) for x in named_tensors(state).values()})
     if len(rows) != 1:
         raise ValueError(f"state must have one number of rows in all its tensors: got {rows}.")
+    return rows[0]
 
-    def take(node: Any, row: slice, empty: int = 0) -> Any:
+
+def take_row(state: StateT, row: int) -> StateT:
+    """One of the states that `split` gives."""
+    at = slice(row, row + 1)
+
+    def take(node: Any, empty: int = 0) -> Any:
         if isinstance(node, Tensor):
-            return (node[row, empty:] if empty else node[row]).clone()
+            return (node[at, empty:] if empty else node[at]).clone()
         if not isinstance(node, tuple):
             return node
         cached = getattr(node, "cached", ())
-        if cached:
-            empty = int((node.at[row] == EMPTY).int().cumprod(1).sum())  # type: ignore[attr-defined]
+        empty = int(_empty_places(node)[row]) if cached else 0
         return _rebuilt(
-            node,
-            (take(child, row, empty if key in cached else 0) for key, child in _children(node)),
+            node, (take(child, empty if key in cached else 0) for key, child in _children(node))
         )
 
-    return [take(state, slice(row, row + 1)) for row in range(rows[0])]
+    return take(state)
+
+
+def trim(state: StateT) -> StateT:
+    """The state without the places in front that are empty in every row."""
+    if isinstance(state, Tensor) or not isinstance(state, tuple):
+        return state
+    cached: tuple[str, ...] = getattr(state, "cached", ())
+    empty = int(_empty_places(state).min()) if cached else 0
+    return _rebuilt(
+        state,
+        (x[:, empty:] if key in cached else trim(x) for key, x in _children(state)),
+    )
+
+
+def _empty_places(node: Any) -> Tensor:
+    """How many places in front of each row's cache are empty [B]."""
+    return (node.at == EMPTY).int().cumprod(1).sum(1)
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:

@@ -242,6 +242,7 @@ PUBLIC = [
     "MemoryAsGate",
     "MemoryAsLayer",
     "MemoryConfig",
+    "MemoryStore",
     "Mixer",
     "NeuralMemory",
     "NeuralMemoryState",

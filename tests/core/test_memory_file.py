@@ -29,7 +29,7 @@ from titans_core import (
     state_bytes,
 )
 from titans_core import memory_file as module
-from titans_core.memory_file import HEADER, SCHEMA, is_memory_file
+from titans_core.memory_file import HEADER, SCHEMA, identity_of, is_memory_file
 from titans_core.state import named_tensors, replace_tensors
 
 SETTINGS = {
@@ -37,7 +37,7 @@ SETTINGS = {
     "lmm, inner steps": Setting(mixer="lmm", memory={"inner_steps": 3, "forget_per": "channel"}),
     "mac, inner steps": Setting(mixer="mac", memory={"inner_steps": 2}),
 }
-WITH_MEMORY = {name: s for name, s in SETTINGS.items() if s.mixer != "attention"}
+WITH_MEMORY = {name: s for name, s in SETTINGS.items() if s.remembers}
 SOME = ("lmm", "mac previous", "mag grouped", "mal", "mac+mal")
 
 
@@ -211,6 +211,24 @@ def test_training_makes_another_model(tmp_path: Path) -> None:
     load_memory(path, model)
 
 
+@torch.no_grad()
+def test_an_identity_that_is_known_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other, path = backbone(), nudged(backbone()), tmp_path / "a.memory"
+    state, ours, theirs = read_on(model), identity_of(model), identity_of(other)
+    assert (ours.config, ours.dtype) == (theirs.config, theirs.dtype)
+    assert ours.weights != theirs.weights
+    save_memory(path, state, model, caches=True)
+    written = path.read_bytes()
+    monkeypatch.setattr(module, "_weights_hash", lambda model: pytest.fail("read all weights"))
+    save_memory(path, state, model, caches=True, identity=ours)
+    assert path.read_bytes() == written
+    assert_same_bits(load_memory(path, model, identity=ours), state)
+    with pytest.raises(ValueError, match="is the memory of another model"):
+        load_memory(path, other, identity=theirs)
+
+
 def test_only_states_of_the_model_are_saved(tmp_path: Path) -> None:
     model, path = backbone(), tmp_path / "a"
     state = read_on(model)
@@ -352,7 +370,7 @@ def forge(path: Path, model: Backbone, state: Any, **changes: Any) -> None:
         "weights": module._weights_hash(model),
         "rows": 2,
         "caches": True,
-        "content": module._content_hash(tensors),
+        "content": module.content_hash(tensors),
     }
     path.write_bytes(save(tensors, {HEADER: json.dumps(table)}))
 

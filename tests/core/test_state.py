@@ -12,7 +12,14 @@ from mixers import Setting, copied, held, in_pieces, inputs, right_padding
 from titans_core import detach, join, map_state, split, state_bytes
 from titans_core.attend import EMPTY
 from titans_core.attention import AttentionState
-from titans_core.state import cache_names, named_tensors, replace_tensors, settings_of
+from titans_core.state import (
+    cache_names,
+    named_tensors,
+    replace_tensors,
+    settings_of,
+    take_row,
+    trim,
+)
 
 SETTINGS = {
     **PLAIN,
@@ -58,6 +65,21 @@ def test_splitting_undoes_joining_bit_for_bit(setting: Setting) -> None:
     assert_same_bits(tuple(split(join(pairs))), tuple(states))
     assert_same_bits(join(split(pairs[1])), pairs[1])
     assert type(join(states)) is type(states[0])
+
+
+@EVERY
+@torch.no_grad()
+def test_trimming_takes_away_what_is_empty_in_every_row(setting: Setting) -> None:
+    mixer: Any = setting.build()
+    states = states_of(mixer)
+    # Beside the longest the others have empty places, of which the longest of them needs none.
+    rest = take_row(join(states), 0)
+    assert_same_bits(rest, states[0])
+    others = join([take_row(join(states), row) for row in range(4)])
+    padded = join([*states[:4], states[-1]])
+    cut = map_state(lambda x: x[:4], padded)
+    assert_same_bits(trim(cut), others)
+    assert_same_bits(trim(padded), padded)
 
 
 @EVERY
