@@ -2,7 +2,7 @@
 
 import codecs
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,13 +73,30 @@ def pick(
     logits: torch.Tensor, temperature: float, top_p: float, random: torch.Generator
 ) -> torch.Tensor:
     """One token [1, 1] from logits [1, V]: among the likeliest that together have `top_p`."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
+    return pick_rows(logits, [temperature], [top_p], [random])
+
+
+def pick_rows(
+    logits: torch.Tensor,
+    temperatures: Sequence[float],
+    top_ps: Sequence[float],
+    randoms: Sequence[torch.Generator],
+) -> torch.Tensor:
+    """As `pick`, a token [B, 1] for every row of logits [B, V], each in its own way."""
+    tokens = logits.argmax(-1, keepdim=True)
+    drawn = [row for row, temperature in enumerate(temperatures) if temperature > 0]
+    if not drawn:
+        return tokens
     # Below this float32 would divide by zero; the likeliest token has all chances long before.
-    chances, order = (logits / max(temperature, 1e-30)).softmax(-1).sort(descending=True)
+    heat = logits.new_tensor([max(temperatures[row], 1e-30) for row in drawn])[:, None]
+    share = logits.new_tensor([top_ps[row] for row in drawn])[:, None]
+    chances, order = (logits[drawn] / heat).softmax(-1).sort(descending=True)
     # The token that crosses top_p stays, so that there is always one.
-    chances = chances.masked_fill(chances.cumsum(-1) - chances >= top_p, 0)
-    return order.gather(-1, torch.multinomial(chances, 1, generator=random))
+    chances = chances.masked_fill(chances.cumsum(-1) - chances >= share, 0)
+    for place, row in enumerate(drawn):
+        chosen = torch.multinomial(chances[place], 1, generator=randoms[row])
+        tokens[row] = order[place, chosen]
+    return tokens
 
 
 def as_text(pieces: Iterable[bytes]) -> Iterator[str]:
