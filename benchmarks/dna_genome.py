@@ -239,7 +239,9 @@ def main() -> None:
     config = override(CONFIG, options.settings)
     path = options.out / "dna_genome.json"
     results: Results = json.loads(path.read_text()) if path.exists() else {}
-    if results.setdefault("config", to_dict(config)) != to_dict(config):
+    # As they come back from the file: without tuples.
+    settings = json.loads(json.dumps(to_dict(config)))
+    if results.setdefault("config", settings) != settings:
         raise SystemExit(f"{path} holds figures of other settings: take another --out.")
     results.setdefault("held out", {})
     results.setdefault("needle", {})
