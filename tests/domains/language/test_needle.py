@@ -84,6 +84,19 @@ def test_a_row_asks_for_what_is_hidden_in_it(
         assert ("The grass is green." in text) == (kind == "pk")
 
 
+def test_a_needle_may_be_asked_for_more_than_once_in_training(essay: str) -> None:
+    problem = Needle(queries=2, asked=3, template="short", key_letters=4, text=essay)
+    for text, answers in texts(problem.draw(4, 700, "train")):
+        hidden = dict(re.findall(r"\b([a-z]{4}) is (\d{7})\.", text))
+        found = re.findall(r"\n([a-z]{4}) is( \d{7})(?![\d.])", text)
+        assert [given for _, given in found] == answers
+        assert sorted(key for key, _ in found) == sorted([*hidden] * 3)
+        # Each round asks for all of them.
+        assert all({key for key, _ in found[n : n + 2]} == set(hidden) for n in (0, 2, 4))
+        assert all(hidden[key] == given[1:] for key, given in found)
+    assert all(len(answers) == 1 for _, answers in texts(problem.draw(4, 700, "test")))
+
+
 def test_a_row_in_full() -> None:
     (text, answers), = texts(Needle(seed=3).draw(1, 500, "test"))  # fmt: skip
     key = re.findall(r"for (\S+) is: ", text)[0]

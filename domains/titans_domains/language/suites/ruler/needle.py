@@ -56,7 +56,8 @@ class Needle:
 
     kind: Literal["pk", "n", "w", "w-words"] = "pk"
     template: Literal["ruler", "short"] = "ruler"
-    queries: int = 1  # needles, and questions at the end, in a row to train on
+    queries: int = 1  # needles in a row to train on
+    asked: int = 1  # times that each of them is asked for at its end
     haystack: Literal["noise", "essay"] | None = None  # None for the kind's own
     key_letters: int | None = None  # random letters as keys; None for RULER's pairs of words
     digits: int = 7  # of a number
@@ -70,7 +71,12 @@ class Needle:
             raise ValueError(f"template must be ruler or short: got {self.template!r}.")
         if self.haystack not in ("noise", "essay", None):
             raise ValueError(f"haystack must be noise, essay or None: got {self.haystack!r}.")
-        for name, least, most in (("queries", 1, 100), ("digits", 1, 18), ("key_letters", 2, 26)):
+        for name, least, most in (
+            ("queries", 1, 100),
+            ("asked", 1, 100),
+            ("digits", 1, 18),
+            ("key_letters", 2, 26),
+        ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} must be from {least} to {most}: got {value}.")
@@ -116,23 +122,25 @@ class Needle:
 
     def draw(self, rows: int, length: int, split: Split, number: int = 0) -> Examples:
         random = random_of(self.seed, split, length, number)
-        queries = self.queries if split == "train" else 1
+        queries, asked = (self.queries, self.asked) if split == "train" else (1, 1)
         ids = np.full((rows, length + 1), BYTES.end, np.int64)
         targets = np.full((rows, length), IGNORED, np.int64)
         for row in range(rows):
-            ids[row, 1:], asked = self._row(random, length, queries, self.hays[split])
+            ids[row, 1:], places = self._row(random, length, queries, asked, self.hays[split])
             # What is asked for stands one place after the input that asks for it.
-            targets[row, asked] = ids[row, 1:][asked]
+            targets[row, places] = ids[row, 1:][places]
         return Examples(torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(targets))
 
     def _row(
-        self, random: np.random.Generator, length: int, queries: int, hay: Haystack
+        self, random: np.random.Generator, length: int, queries: int, asked: int, hay: Haystack
     ) -> tuple[np.ndarray, np.ndarray]:
         """The bytes of a row, and which of them are answers."""
         keys = distinct(random, self._key, queries)
         values = distinct(random, self._value, queries)
         head, needles, questions = self._worded(keys, values)
         answers = [" " + value for value in values]
+        turns = np.concatenate([random.permutation(queries) for _ in range(asked)])
+        questions, answers = [questions[i] for i in turns], [answers[i] for i in turns]
         tail = _ids("".join(q + a for q, a in zip(questions, answers, strict=True)))
         # Behind a needle stands what stands behind a sentence of the hay.
         pieces = [_ids(needle) for needle in needles]
@@ -148,8 +156,8 @@ class Needle:
         order = random.permutation(queries)
         text = weave(filling, places.tolist(), [pieces[i] for i in order])
         ends = np.cumsum([len(q) + len(a) for q, a in zip(questions, answers, strict=True)])
-        asked = [np.arange(end - len(a), end) for end, a in zip(ends, answers, strict=True)]
-        return np.concatenate([_ids(head), text, tail]), length - len(tail) + np.concatenate(asked)
+        spans = [np.arange(end - len(a), end) for end, a in zip(ends, answers, strict=True)]
+        return np.concatenate([_ids(head), text, tail]), length - len(tail) + np.concatenate(spans)
 
     def _key(self, random: np.random.Generator) -> str:
         if self.key_letters is None:
