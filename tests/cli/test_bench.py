@@ -38,7 +38,7 @@ def test_a_board_goes_on_where_it_was(titans: Titans, tmp_path: Path) -> None:
         "0.004", "--jobs", "1", "--out", str(tmp_path),
     )  # fmt: skip
     done = titans(*command)
-    assert done.code == 0
+    assert done.code == 0, done.err
     assert [Path(line).name for line in done.out.splitlines()] == [
         "state.json", "state.csv", "state.md", "state.png",
     ]  # fmt: skip

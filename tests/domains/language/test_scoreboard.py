@@ -24,9 +24,9 @@ from titans_domains.language.scoreboard.board import (
     seed_cells,
     tuning_cells,
 )
-from titans_domains.language.scoreboard.cell import Cell, run
+from titans_domains.language.scoreboard.cell import Cell, run, stamp
 from titans_domains.language.scoreboard.systems import MAIN, SIZES, SYSTEMS, backbone
-from titans_domains.language.scoreboard.tasks import BENCHES, TASKS
+from titans_domains.language.scoreboard.tasks import TASKS
 
 CELL = Cell(task="mqar-64-4", system="transformer++", size="tiny", seed=0, lr=4e-3, quick=True)
 COMMON: dict[str, Any] = {"size": "tiny", "device": "cpu", "quick": True}
@@ -47,45 +47,77 @@ def test_systems_and_sizes_that_are_not_there_are_named() -> None:
 
 def figures(cell: Cell, valid: float | None = 0.5, **changes: Any) -> dict[str, Any]:
     """What a run of the cell would give."""
+    right = {"accuracy": 1 - (valid or 0), "macro": 0.5, "exact": 0.25, "rows": 2}
     return {
-        "cell": asdict(cell), "spec": cell.spec.described(), "valid": valid,
-        "tests": {} if valid is None else {"64": {"accuracy": 1 - valid, "rows": 2}},
+        **stamp(cell), "valid": valid, "valid_loss": 1.0, "tests": {} if valid is None else {"64": right},
         "protocol": "trained on the task", "parameters": 10, "added_parameters": 1,
-        "made_with": {"commit": "abc"}, "state_bytes": {"64": 100}, "tokens_per_s": 5.0,
+        "made_with": {"commit": "abc", "threads": 1}, "state_bytes": {"64": 100}, "tokens_per_s": 5.0,
         "training_memory_mib": 3.0, "chance": 0.01, **changes,
     }  # fmt: skip
 
 
+def opened(folder: Path, *cells: Cell) -> list[bool]:
+    """Whether a board in the folder has each cell."""
+    with Board(folder) as board:
+        return [board.get(cell) is not None for cell in cells]
+
+
 def test_cells_are_kept_and_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+    made: list[Cell] = []
 
     def fake(cell: Cell, text: str, threads: int) -> dict[str, Any]:
-        made.append(cell.name)
+        made.append(cell)
         return figures(cell)
+
+    def fill(cells: list[Cell], jobs: int) -> list[Cell]:
+        done: list[Cell] = []
+        with Board(tmp_path) as board:
+            board.fill(cells, text="", jobs=jobs, done=lambda cell, _: done.append(cell))
+        return done
 
     monkeypatch.setattr(boards, "in_a_process", fake)
     cells = [replace(CELL, seed=seed) for seed in range(3)]
-    Board(tmp_path).fill(cells[:2], text="", jobs=2)
-    done: list[str] = []
-    Board(tmp_path).fill(cells, text="", jobs=1, done=lambda cell, _: done.append(cell.name))
-    assert sorted(made) == sorted(cell.name for cell in cells)
-    assert done == [cell.name for cell in cells]
+    fill(cells[:2], 2)
+    assert fill(cells, 1) == cells
+    assert sorted(made, key=lambda cell: cell.seed) == cells
     # A line that was being written when the machine went off is not there.
     path = tmp_path / CELLS
     path.write_text(path.read_text()[:-20])
-    Board(tmp_path).fill(cells, text="", jobs=1)
-    assert made[3:] == [cells[2].name]
+    fill(cells, 1)
+    assert made[3:] == [cells[2]]
     assert len(path.read_text().splitlines()) == 3
 
 
 def test_a_cell_of_another_recipe_is_run_again(tmp_path: Path) -> None:
-    board = Board(tmp_path)
-    board.put(CELL, figures(CELL))
-    assert Board(tmp_path).get(CELL) is not None
-    assert Board(tmp_path).get(replace(CELL, device="cuda")) is None
-    assert Board(tmp_path).get(replace(CELL, quick=False)) is None
-    board.put(CELL, figures(CELL, spec={**CELL.spec.described(), "steps": 4}))
-    assert Board(tmp_path).get(CELL) is None
+    others = [
+        replace(CELL, **change)
+        for change in (
+            {"device": "cuda"}, {"quick": False}, {"size": "small"}, {"data": "abc"}, {"lr": 5e-3},
+        )
+    ]  # fmt: skip
+    with Board(tmp_path) as board:
+        board.put(CELL, figures(CELL))
+    assert opened(tmp_path, CELL, *others) == [True] + [False] * len(others)
+    for change in ({"spec": {**CELL.spec.described(), "steps": 4}}, {"model": {"dim": 8}}):
+        with Board(tmp_path) as board:
+            board.put(CELL, figures(CELL, **change))
+        assert opened(tmp_path, CELL) == [False]
+
+
+def test_cells_of_several_sizes_and_texts_stay_in_one_folder(tmp_path: Path) -> None:
+    cells = [CELL, replace(CELL, size="small"), replace(CELL, data="a"), replace(CELL, data="b")]
+    with Board(tmp_path) as board:
+        for cell in cells:
+            board.put(cell, figures(cell))
+        assert all(board.get(cell)["cell"] == asdict(cell) for cell in cells)  # type: ignore[index]
+        found = board.all_of(["mqar-64-4"], size="tiny", data="a")
+    assert [f["cell"] for f in found] == [asdict(cells[2])]
+
+
+def test_a_folder_is_one_board_at_a_time(tmp_path: Path) -> None:
+    with Board(tmp_path), pytest.raises(ValueError, match="Another board is writing to"):
+        Board(tmp_path)
+    Board(tmp_path).held.close()
 
 
 def test_a_cell_that_fails_stops_the_others_and_keeps_what_is_done(
@@ -98,58 +130,84 @@ def test_a_cell_that_fails_stops_the_others_and_keeps_what_is_done(
 
     monkeypatch.setattr(boards, "in_a_process", fake)
     cells = [replace(CELL, seed=seed) for seed in range(4)]
-    with pytest.raises(RuntimeError, match="seed 1"):
-        Board(tmp_path).fill(cells, text="", jobs=1)
-    kept = Board(tmp_path)
-    assert kept.get(cells[0]) is not None
-    assert kept.get(cells[3]) is None
+    with pytest.raises(RuntimeError, match="seed 1"), Board(tmp_path) as board:
+        board.fill(cells, text="", jobs=1)
+    assert opened(tmp_path, cells[0], cells[3]) == [True, False]
 
 
-def test_rates_are_chosen_by_validation_on_the_first_task(tmp_path: Path) -> None:
-    cells = tuning_cells("recall", ["lmm", "mac"], (1e-3, 2e-3), **COMMON)
-    first = next(iter(BENCHES["recall"]))
-    assert {(c.task, c.seed) for c in cells} == {(first, 0)}
-    assert [(c.system, c.lr) for c in cells] == [
-        (s, lr) for s in ("lmm", "mac") for lr in (1e-3, 2e-3)
+def test_rates_are_chosen_by_validation(tmp_path: Path) -> None:
+    tasks = ["mqar-64-4", "mad-compression"]
+    cells = tuning_cells(tasks[:1], ["lmm", "mac"], (1e-3, 2e-3), **COMMON)
+    assert [(c.task, c.system, c.lr, c.seed) for c in cells] == [
+        ("mqar-64-4", s, lr, 0) for s in ("lmm", "mac") for lr in (1e-3, 2e-3)
     ]
-    board = Board(tmp_path)
-    for cell, valid in zip(cells, (0.3, 0.2, 0.4, None), strict=True):
-        board.put(cell, figures(cell, valid))
-    best = best_rates(board, cells)
-    assert best == {"lmm": 2e-3, "mac": 1e-3}
-    chosen = seed_cells(["mqar-64-4"], best, 2, **COMMON)
-    assert {(c.system, c.lr, c.seed) for c in chosen} == {
-        ("lmm", 2e-3, 0), ("lmm", 2e-3, 1), ("mac", 1e-3, 0), ("mac", 1e-3, 1),
-    }  # fmt: skip
+    with Board(tmp_path) as board:
+        for cell, valid in zip(cells, (0.3, 0.2, 0.4, None), strict=True):
+            board.put(cell, figures(cell, valid))
+        best = best_rates(board, cells)
+        assert best == {("mqar-64-4", "lmm"): 2e-3, ("mqar-64-4", "mac"): 1e-3}
+        chosen = seed_cells(tasks, best, 2, **COMMON)
+        assert {(c.task, c.system, c.lr, c.seed) for c in chosen} == {
+            (task, system, lr, seed)
+            for task in tasks for system, lr in (("lmm", 2e-3), ("mac", 1e-3)) for seed in (0, 1)
+        }  # fmt: skip
+        # Where none is right the loss decides, and not the order; what is no number is worst.
+        for losses, lr in (((3.0, 2.0), 2e-3), ((float("nan"), 9.0), 2e-3), ((1.0, 2.0), 1e-3)):
+            for cell, loss in zip(cells[:2], losses, strict=True):
+                board.put(cell, figures(cell, 1.0, valid_loss=loss))
+            assert best_rates(board, cells[:2]) == {("mqar-64-4", "lmm"): lr}
+
+
+def test_em_llm_is_asked_where_rows_are_streams() -> None:
+    tasks = ["mqar-64-4", "mad-compression", "text"]
+    cells = tuning_cells(tasks, ["em-llm", "lmm"], (1e-3,), **COMMON)
+    assert [c.task for c in cells if c.system == "em-llm"] == ["mqar-64-4"]
+    assert [c.task for c in cells if c.system == "lmm"] == tasks
 
 
 def test_tables_say_how_a_figure_was_made(tmp_path: Path) -> None:
     cells = [
-        figures(replace(CELL, system=system, seed=seed), valid)
-        for system, seed, valid in (
-            ("lmm", 0, 0.2), ("lmm", 1, 0.4), ("transformer++", 0, 0.1), ("mac", 0, None),
+        figures(replace(CELL, system=system, seed=seed, lr=lr), valid)
+        for system, seed, lr, valid in (
+            ("lmm", 0, 4e-3, 0.2), ("lmm", 1, 4e-3, 0.4), ("lmm", 0, 2e-3, 0.3),
+            ("transformer++", 0, 4e-3, 0.1), ("transformer++", 0, 2e-3, 0.9),
+            ("mac", 0, 4e-3, 0.0), ("mac", 1, 4e-3, None),
         )
     ]  # fmt: skip
-    table = report.rows(cells, (2e-3, 4e-3))
+    # The rate that is best in validation is worse on the test.
+    cells[2]["tests"]["64"]["accuracy"] = 0.95
+    table = report.rows(cells)
     lmm = next(row for row in table if row["system"] == "lmm")
     expected = {
-        "mean": 0.7, "lowest": 0.6, "highest": 0.8, "seeds": 2, "diverged": 0, "titans": True,
-        "trained_lengths": "64", "steps": 3, "tested_length": 64, "state_bytes": 100, "lr": 4e-3,
-        "rate_at_edge": True, "protocol": "trained on the task", "commits": "abc",
+        "mean": 0.7, "lowest": 0.6, "highest": 0.8, "macro": 0.5, "exact": 0.25, "seeds": 2,
+        "diverged": 0, "best_rate_on_test": 0.95, "lr": 4e-3, "rate_at_edge": True, "titans": True,
+        "trained_lengths": "64", "steps": 3, "tested_length": 64, "state_bytes": 100, "threads": 1,
+        "protocol": "trained on the task", "commits": "abc",
     }  # fmt: skip
     assert {key: lmm[key] for key in expected} == pytest.approx(expected)
-    written = report.write(cells, (2e-3, 4e-3), tmp_path, "recall", "titans bench recall")
+    mac = next(row for row in table if row["system"] == "mac")
+    # A run that diverges counts.
+    assert (mac["mean"], mac["lowest"], mac["seeds"], mac["diverged"]) == (0.5, 0.0, 2, 1)
+    written = report.write(cells, tmp_path, "recall", "titans bench recall")
     assert [path.name for path in written] == [f"recall.{x}" for x in ("json", "csv", "md", "png")]
-    assert list(csv.DictReader(io.StringIO(written[1].read_text())))[0]["system"] == "lmm"
+    assert {row["system"] for row in csv.DictReader(io.StringIO(written[1].read_text()))} == {
+        "lmm", "mac", "transformer++",
+    }  # fmt: skip
     lines = written[2].read_text().splitlines()
     rows = [line for line in lines if line.startswith("| ") and "seeds" not in line]
-    # Best first, and what diverged last.
     assert [row.split(" | ")[0] for row in rows] == ["| transformer++", "| **lmm**", "| **mac**"]
     assert rows[0].split(" | ")[1] == "0.900"
     assert rows[1].split(" | ")[1] == "0.700 (0.600 to 0.800)"
-    assert rows[2].split(" | ")[1] == "diverged"
+    assert rows[2].split(" | ")[1] == "0.500 (0.000 to 1.000), 1 diverged"
     assert "`titans bench recall`" in lines
     assert json.loads(written[0].read_text())["rows"][0]["task"] == "mqar-64-4"
+
+
+def test_chance_stands_beside_the_figure_that_it_is_of() -> None:
+    found = run(replace(CELL, task="niah-pk", system="transformer++"))
+    assert found["spec"]["figure"] == "exact"
+    assert found["chance"] is None
+    assert found["valid_loss"] > 0
 
 
 def test_every_task_is_one_that_its_main_systems_can_be_asked() -> None:

@@ -1,59 +1,96 @@
 """Which cells a scoreboard has, and running those that it lacks, each in a process of its own."""
 
+import fcntl
 import json
 import math
 import multiprocessing
 import os
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 
-from titans_domains.language.scoreboard.cell import Cell, Figures, run
+from titans_core.files import write_whole
+from titans_domains.language.scoreboard.cell import Cell, Figures, run, stamp
 from titans_domains.language.scoreboard.systems import SYSTEMS
-from titans_domains.language.scoreboard.tasks import BENCHES, TASKS
+from titans_domains.language.scoreboard.tasks import TASKS
 
 CELLS = "cells.jsonl"
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 class Board:
-    """The cells in a folder. A line of `cells.jsonl` is one; a torn last line is one that is not there."""
+    """The cells in a folder. A line of `cells.jsonl` is one; a torn last line is one that is not there.
+
+    The folder is one process's for as long as the board is open.
+    """
 
     def __init__(self, out: Path) -> None:
         self.path = out / CELLS
-        self.found: dict[str, Figures] = {}
-        self.lock = Lock()
-        if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            if len(whole) < len(lines):
-                self.path.write_text("".join(whole))
-            for line in whole:
-                figures = json.loads(line)
-                self.found[Cell(**figures["cell"]).name] = figures
+        out.mkdir(parents=True, exist_ok=True)
+        self.held = (out / ".lock").open("w")
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.held.close()
+            raise ValueError(
+                f"Another board is writing to {out}: wait for it, or give another --out."
+            ) from None
+        self.found: dict[Cell, Figures] = {}
+        self.lock = threading.Lock()
+        try:
+            self._read()
+        except BaseException:
+            self.held.close()
+            raise
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            figures = read_cell(line, f"{self.path}, line {number}")
+            self.found[Cell(**figures["cell"])] = figures
+        if len(whole) < len(text):
+            write_whole(self.path, whole)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.close()
 
     def get(self, cell: Cell) -> Figures | None:
         """The cell's figures, if they were made as they would be now."""
-        figures = self.found.get(cell.name)
+        figures = self.found.get(cell)
         if figures is None:
             return None
-        same = json.loads(json.dumps(cell.spec.described())) == figures["spec"]
-        return figures if same and figures["cell"] == asdict(cell) else None
+        wanted = stamp(cell)
+        return figures if {name: figures.get(name) for name in wanted} == wanted else None
+
+    def all_of(self, tasks: Iterable[str], **common: Any) -> list[Figures]:
+        """The figures of every cell of these tasks that was made as it would be now."""
+        wanted = set(tasks)
+        cells = [
+            cell for cell in self.found
+            if cell.task in wanted and common.items() <= asdict(cell).items()
+        ]  # fmt: skip
+        return [figures for cell in cells if (figures := self.get(cell)) is not None]
 
     def put(self, cell: Cell, figures: Figures) -> None:
         with self.lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps(figures) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self.found[cell.name] = json.loads(json.dumps(figures))
+            self.found[cell] = json.loads(json.dumps(figures))
 
     def fill(
         self,
@@ -83,6 +120,23 @@ class Board:
                 raise
 
 
+def read_cell(line: bytes, where: str) -> Figures:
+    """The figures in a line of `cells.jsonl`; ValueError where it is none."""
+    kinds: dict[str, Any] = {
+        "task": str, "system": str, "size": str, "seed": int, "lr": (int, float), "quick": bool,
+        "device": str, "data": (str, type(None)),
+    }  # fmt: skip
+    try:
+        figures = json.loads(line)
+        found = asdict(Cell(**figures["cell"]))
+        good = isinstance(figures["spec"], dict)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        good = False
+    if not good or not all(isinstance(found[name], kind) for name, kind in kinds.items()):
+        raise ValueError(f"{where} is damaged: it holds no cell. Take the line out to run it anew.")
+    return dict(figures)
+
+
 def in_a_process(cell: Cell, text: str, threads: int) -> Figures:
     """A process of its own has a peak memory of its own. What it needs is imported once for all."""
     context = multiprocessing.get_context("forkserver")
@@ -100,47 +154,79 @@ def in_a_process(cell: Cell, text: str, threads: int) -> Figures:
             "not enough memory. Run the command again with fewer --jobs; finished cells are kept."
         ) from None
     child.join()
-    if kind == "error":
+    if kind == "refused":
+        raise ValueError(what)
+    if kind == "failed":
         raise RuntimeError(f"The cell ({cell.name}) failed: {what}")
     return dict(what)
 
 
 def answer_to(parent: Any, cell: Cell, text: str, threads: int) -> None:
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(threads)
+    found: tuple[str, Any]
     try:
-        parent.send(("figures", run(cell, text)))
+        found = "figures", run(cell, text)
+    except (ValueError, OSError) as error:
+        found = "refused", f"The cell ({cell.name}) cannot be run: {error}"
     except Exception:
-        parent.send(("error", traceback.format_exc()))
+        found = "failed", traceback.format_exc()
+    parent.send(found)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has gone, which nobody then waits for."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def tuning_cells(
-    bench: str, systems: Sequence[str], rates: Sequence[float], **common: Any
+    tasks: Sequence[str], systems: Sequence[str], rates: Sequence[float], **common: Any
 ) -> list[Cell]:
-    """Seed 0 of the bench's first task at every learning rate."""
-    first = next(iter(BENCHES[bench]))
+    """Seed 0 at every learning rate."""
     return [
-        Cell(task=first, system=system, lr=lr, seed=0, **common)
-        for system in systems for lr in rates
+        Cell(task=task, system=system, lr=lr, seed=0, **common)
+        for task in tasks for system in systems for lr in rates
+        if applies(system, task)
     ]  # fmt: skip
 
 
-def best_rates(board: Board, cells: Iterable[Cell]) -> dict[str, float]:
-    """The learning rate with the best validation figure of each system; a diverged one has none."""
-    best: dict[str, tuple[float, float]] = {}
+def applies(system: str, task: str) -> bool:
+    """Whether a system can be asked: a reader of streams has nothing to read where rows are no streams."""
+    return TASKS[task].retrievable or not SYSTEMS[system].retrieves
+
+
+def best_rates(board: Board, cells: Iterable[Cell]) -> dict[tuple[str, str], float]:
+    """The learning rate of each task and system that does best in validation.
+
+    By the figure that counts, then by the loss: a figure may be 0 at all rates. What diverged is worst.
+    """
+    best: dict[tuple[str, str], tuple[tuple[float, ...], float]] = {}
     for cell in cells:
         figures = board.get(cell)
         assert figures is not None
-        valid = figures["valid"] if figures["valid"] is not None else math.inf
-        if cell.system not in best or valid < best[cell.system][0]:
-            best[cell.system] = (valid, cell.lr)
-    return {system: lr for system, (_, lr) in best.items()}
+        key = (cell.task, cell.system)
+        rank = tuple(worst_if_none(figures.get(name)) for name in ("valid", "valid_loss"))
+        if key not in best or rank < best[key][0]:
+            best[key] = (rank, cell.lr)
+    return {key: lr for key, (_, lr) in best.items()}
+
+
+def worst_if_none(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def seed_cells(
-    tasks: Sequence[str], rates: dict[str, float], seeds: int, **common: Any
+    tasks: Sequence[str], rates: dict[tuple[str, str], float], seeds: int, **common: Any
 ) -> list[Cell]:
+    """Every seed of the tasks; a task without rates of its own takes those of the one that has them."""
+    systems = list(dict.fromkeys(system for _, system in rates))
+    (first, _), *_ = rates
     return [
-        Cell(task=task, system=system, lr=lr, seed=seed, **common)
-        for seed in range(seeds) for task in tasks for system, lr in rates.items()
-        if not SYSTEMS[system].retrieves or TASKS[task].streamed
+        Cell(
+            task=task, system=system, seed=seed,
+            lr=rates.get((task, system)) or rates[first, system], **common,
+        )
+        for seed in range(seeds) for task in tasks for system in systems if applies(system, task)
     ]  # fmt: skip

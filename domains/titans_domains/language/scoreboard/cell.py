@@ -1,5 +1,6 @@
 """One cell: a system trained on a task from one seed at one learning rate, and asked."""
 
+import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,7 @@ class Cell:
     lr: float
     device: str = "cpu"
     quick: bool = False  # a few steps and rows, to see that it runs
-    data: str | None = None  # SHA-256 of the text of a language task
+    data: str | None = None  # SHA-256 of the text, of a language task
 
     @property
     def spec(self) -> TaskSpec:
@@ -58,8 +59,7 @@ def run(cell: Cell, text: str = EMBEDDED) -> Figures:
     began = time.perf_counter()
     rows: list[Figures] = []
     result: Figures = {
-        "cell": asdict(cell),
-        "spec": spec.described(),
+        **stamp(cell),
         "protocol": "trained on the task",
         "made_with": made_with(device),
     }
@@ -81,15 +81,25 @@ def run(cell: Cell, text: str = EMBEDDED) -> Figures:
         if "not finite" not in str(error):
             raise
         return result | {"diverged": str(error), "valid": None, "tests": {}}
+    # Lightning leaves it on the CPU.
+    work.model.to(device)
     peak = peak_memory_mib(device)
     result["training_memory_mib"] = None if peak is None or before is None else peak - before
     result["minutes"] = (time.perf_counter() - began) / 60
     result["tokens_per_s"] = median(row["tokens_per_s"] for row in rows[len(rows) // 5 :])
     if isinstance(work, LanguageTask):
-        result |= bits(work, text, spec)
-    else:
-        result |= asked(work, spec, cell)
-    return result | {"model": to_dict(config)}
+        return result | bits(work, text, spec)
+    return result | asked(work, spec, cell)
+
+
+def stamp(cell: Cell) -> Figures:
+    """What a cell's figures are of: with another task or model they are another cell's."""
+    model = to_dict(backbone(cell.system, cell.size))
+    return dict(
+        json.loads(
+            json.dumps({"cell": asdict(cell), "spec": cell.spec.described(), "model": model})
+        )
+    )
 
 
 def fit(
@@ -114,6 +124,7 @@ def training(spec: TaskSpec, cell: Cell) -> TrainConfig:
 def asked(work: SuiteTask, spec: TaskSpec, cell: Cell) -> Figures:
     """Figures at every tested length, and the bytes of state that a row has there."""
     valid = work.scores(spec.trained_length, spec.test_rows, "valid")
+    loss = work.loss(spec.trained_length, spec.test_rows, "valid")
     if SYSTEMS[cell.system].retrieves:
         work.model = EventMemory(work.model, retrieval(spec.trained_length))
     tests, states = {}, {}
@@ -122,10 +133,11 @@ def asked(work: SuiteTask, spec: TaskSpec, cell: Cell) -> Figures:
         tests[length] = work.scores(length, rows, batch_tokens=spec.test_batch_tokens) | {
             "rows": rows
         }
-        states[length] = state_of(work, length)
+        # A segment's cache is empty at its end, and largest one token before.
+        states[length] = max(state_of(work, length, read) for read in (length - 1, length))
     return {
-        "valid": 1 - valid[spec.figure], "tests": tests, "state_bytes": states,
-        "chance": work.problem.chance,
+        "valid": 1 - valid[spec.figure], "valid_loss": loss, "tests": tests, "state_bytes": states,
+        "chance": work.problem.chance if spec.figure == "accuracy" else None,
     }  # fmt: skip
 
 
@@ -139,9 +151,9 @@ def retrieval(trained_length: int) -> EventSettings:
 
 
 @torch.no_grad()
-def state_of(work: SuiteTask, length: int) -> int:
-    """Bytes of one row's state after so many tokens."""
-    inputs = work.problem.draw(1, length, "valid").inputs.to(work.device)
+def state_of(work: SuiteTask, length: int, read: int) -> int:
+    """Bytes of one row's state after so many of its tokens."""
+    inputs = work.problem.draw(1, length, "valid").inputs[:, :read].to(work.device)
     state = None
     for piece in inputs.split(2048, 1):
         _, state = work.model(piece, state)

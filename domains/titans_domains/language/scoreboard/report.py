@@ -5,60 +5,89 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from titans_core.files import write_whole
+from titans_domains.language.scoreboard.board import worst_if_none
 from titans_domains.language.scoreboard.cell import Figures
 from titans_domains.language.scoreboard.systems import SYSTEMS
 from titans_domains.language.scoreboard.tasks import TASKS
 
 COLUMNS = (
     "task", "system", "titans", "convolutions", "protocol", "trained_lengths", "steps", "batch_tokens",
-    "tested_length", "figure", "mean", "lowest", "highest", "seeds", "diverged", "lr", "rate_at_edge",
-    "state_bytes", "parameters", "added_parameters", "tokens_per_s",
-    "training_memory_mib", "rows", "chance", "commits",
+    "tested_length", "figure", "mean", "lowest", "highest", "macro", "exact", "best_rate_on_test", "rows",
+    "seeds", "diverged", "lr", "rate_at_edge", "state_bytes", "parameters", "added_parameters",
+    "tokens_per_s", "training_memory_mib", "threads", "chance", "commits",
 )  # fmt: skip
 
 
-def rows(cells: Iterable[Figures], tried: Iterable[float]) -> list[dict[str, Any]]:
-    """One row for each task, system and tested length, over the seeds; `tried` are the learning rates."""
+def rows(found: Iterable[Figures]) -> list[dict[str, Any]]:
+    """One row for each task, system and tested length, over the seeds.
+
+    Of several learning rates it has the one that is best in validation, and beside it what the one that
+    is best on the test rows would give. A seed that diverged counts as nothing right.
+    """
     groups: dict[tuple[str, str], list[Figures]] = {}
-    for figures in cells:
-        groups.setdefault((figures["cell"]["task"], figures["cell"]["system"]), []).append(figures)
-    edges = {min(tried), max(tried)}
-    found = []
-    for (task, system), group in groups.items():
-        spec = TASKS[task]
-        whole = [f for f in group if f["tests"]]
-        lengths = list(whole[0]["tests"]) if whole else [str(spec.trained_length)]
-        for length in lengths:
-            values = [f["tests"][length][spec.figure] for f in whole]
-            states = {k: v for f in whole[:1] for k, v in f["state_bytes"].items()}
-            last = group[0]
-            found.append(
-                {
-                    "task": task, "system": system, "titans": SYSTEMS[system].titans,
-                    "convolutions": SYSTEMS[system].convolutions, "protocol": last["protocol"],
-                    "trained_lengths": " ".join(map(str, last["spec"]["lengths"])),
-                    "steps": last["spec"]["steps"], "batch_tokens": last["spec"]["batch_tokens"],
-                    "tested_length": int(length),
-                    "figure": spec.figure,
-                    "mean": mean(values) if values else None,
-                    "lowest": min(values, default=None), "highest": max(values, default=None),
-                    "seeds": len(group), "diverged": len(group) - len(whole),
-                    "lr": last["cell"]["lr"], "rate_at_edge": last["cell"]["lr"] in edges,
-                    "state_bytes": states.get(length, next(iter(states.values()), None)),
-                    "parameters": last["parameters"], "added_parameters": last["added_parameters"],
-                    "tokens_per_s": mean([f["tokens_per_s"] for f in whole]) if whole else None,
-                    "training_memory_mib": mean([f["training_memory_mib"] for f in whole])
-                    if whole and whole[0]["training_memory_mib"] is not None else None,
-                    "rows": whole[0]["tests"][length].get("rows") if whole else None,
-                    "chance": last.get("chance"),
-                    "commits": " ".join(sorted({str(f["made_with"]["commit"]) for f in group})),
-                }
-            )  # fmt: skip
-    return found
+    tried: dict[str, set[float]] = {}
+    for figures in found:
+        cell = figures["cell"]
+        groups.setdefault((cell["task"], cell["system"]), []).append(figures)
+    for (_, system), group in groups.items():
+        rates = {f["cell"]["lr"] for f in group if f["cell"]["seed"] == 0}
+        tried[system] = max(tried.get(system, set()), rates, key=len)
+    lines = []
+    for (task, system), every in groups.items():
+        first = [f for f in every if f["cell"]["seed"] == 0]
+        lr = min(first, key=rank)["cell"]["lr"]
+        group = [f for f in every if f["cell"]["lr"] == lr]
+        lengths = next((list(f["tests"]) for f in every if f["tests"]), [])
+        edge = len(tried[system]) > 1 and lr in (min(tried[system]), max(tried[system]))
+        about = {
+            "task": task, "system": system, "titans": SYSTEMS[system].titans,
+            "convolutions": SYSTEMS[system].convolutions, "lr": lr, "rate_at_edge": edge,
+        }  # fmt: skip
+        lines += [about | at_length(length, group, first) for length in lengths]
+    return lines
+
+
+def rank(figures: Figures) -> tuple[float, ...]:
+    return tuple(worst_if_none(figures.get(name)) for name in ("valid", "valid_loss"))
+
+
+def at_length(length: str, group: list[Figures], rates: list[Figures]) -> dict[str, Any]:
+    """The figures of one tested length; `rates` are those of one seed at every learning rate."""
+    one = group[0]
+    name, less = one["spec"]["figure"], one["spec"]["problem"] is None
+    worst = None if less else 0.0
+
+    def all_of(which: str, cells: list[Figures]) -> list[float]:
+        values = [f["tests"][length].get(which) if f["tests"] else worst for f in cells]
+        return [value for value in values if value is not None]
+
+    values, whole = all_of(name, group), [f for f in group if f["tests"]]
+    states = [f["state_bytes"].get(length, next(iter(f["state_bytes"].values()))) for f in whole]
+    on_test = all_of(name, rates) if len(rates) > 1 else []
+    return {
+        "protocol": one["protocol"],
+        "trained_lengths": " ".join(map(str, one["spec"]["lengths"])),
+        "steps": one["spec"]["steps"], "batch_tokens": one["spec"]["batch_tokens"],
+        "tested_length": int(length), "figure": name,
+        "mean": mean(values) if values else None,
+        "lowest": min(values, default=None), "highest": max(values, default=None),
+        "macro": mean(found) if (found := all_of("macro", group)) else None,
+        "exact": mean(found) if (found := all_of("exact", group)) else None,
+        "best_rate_on_test": (min if less else max)(on_test, default=None),
+        "rows": next((f["tests"][length].get("rows") for f in whole), None),
+        "seeds": len(group), "diverged": len(group) - len(whole),
+        "state_bytes": max(states, default=None), "parameters": one["parameters"],
+        "added_parameters": one["added_parameters"],
+        "tokens_per_s": median(f["tokens_per_s"] for f in whole) if whole else None,
+        "training_memory_mib": max((f["training_memory_mib"] or 0 for f in whole), default=None),
+        "threads": one["made_with"].get("threads"),
+        "chance": next((f["chance"] for f in group if f.get("chance") is not None), None),
+        "commits": " ".join(sorted({str(f["made_with"]["commit"]) for f in group})),
+    }  # fmt: skip
 
 
 def as_csv(table: list[dict[str, Any]]) -> str:
@@ -71,36 +100,53 @@ def as_csv(table: list[dict[str, Any]]) -> str:
 
 def as_markdown(table: list[dict[str, Any]], bench: str, command: str) -> str:
     """A table for each task: a line for each system, a column for each tested length."""
-    lines = [f"# Scoreboard: {bench}", "", f"`{command}`", ""]
+    commits = sorted({commit for row in table for commit in row["commits"].split()})
+    lines = [
+        f"# Scoreboard: {bench}", "",
+        f"`{command}`", "",
+        f"Commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}. Mean over the seeds, lowest and "
+        "highest in brackets; Titans in bold. Tokens a second and memory are those of training, beside "
+        "whatever else ran.", "",
+    ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in table):
         mine = [row for row in table if row["task"] == task]
-        spec = TASKS[task]
+        spec, one = TASKS[task], mine[0]
         lengths = sorted({row["tested_length"] for row in mine})
-        heads = [f"at {length:,}" for length in lengths]
+        macro = task.startswith("mad-")
+        heads = [f"at {length:,}" for length in lengths] + (["macro"] if macro else [])
         how = "less is better" if spec.less_is_better else "more is better"
+        asked = ", ".join(f"{row['rows']:,}" for row in rows_asked(mine) if row["rows"])
         lines += [
             f"## {task}", "",
-            f"{spec.about}{' ' if spec.about else ''}Trained on lengths "
-            f"{mine[0]['trained_lengths'].replace(' ', ', ')}, {mine[0]['steps']:,} steps of "
-            f"{mine[0]['batch_tokens']:,} tokens; {spec.figure.replace('_', ' ')}, {how}"
-            + (f", chance {mine[0]['chance']:.3g}" if mine[0]["chance"] else "") + ".", "",
-            f"| system | {' | '.join(heads)} | seeds | convolutions | state, bytes | tokens/s | MiB | rate |",
-            "|---" * (len(heads) + 7) + "|",
+            f"{spec.about} {one['protocol'].capitalize()}, on lengths "
+            f"{one['trained_lengths'].replace(' ', ', ')}, {one['steps']:,} steps of "
+            f"{one['batch_tokens']:,} tokens; {one['figure'].replace('_', ' ')}, {how}"
+            + (f", chance {one['chance']:.3g}" if one["chance"] else "")
+            + (f"; test rows {asked}" if asked else "") + ".", "",
+            f"| system | {' | '.join(heads)} | seeds | convolutions | parameters | state, bytes | tokens/s "
+            "| MiB | rate |",
+            "|---" * (len(heads) + 8) + "|",
         ]  # fmt: skip
         for system in ranked(mine, spec.less_is_better):
             cells = {row["tested_length"]: row for row in mine if row["system"] == system}
-            shown = [figure(cells.get(length)) for length in lengths]
             one = next(iter(cells.values()))
+            shown = [figure(cells.get(length)) for length in lengths]
+            shown += [f"{one['macro']:.3f}" if one["macro"] is not None else ""] if macro else []
             state = max((r["state_bytes"] or 0 for r in cells.values()), default=0)
             lines.append(
                 f"| {f'**{system}**' if one['titans'] else system} | {' | '.join(shown)} "
-                f"| {one['seeds']} | {'yes' if one['convolutions'] else 'no'} | {state:,}"
-                f"{' (grows)' if SYSTEMS[system].growing else ''} "
+                f"| {one['seeds']} | {'yes' if one['convolutions'] else 'no'} | {one['parameters']:,} "
+                f"| {state:,}{' (grows)' if SYSTEMS[system].growing else ''} "
                 f"| {number(one['tokens_per_s'])} | {number(one['training_memory_mib'])} "
                 f"| {one['lr']:g}{' (edge)' if one['rate_at_edge'] else ''} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def rows_asked(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row of the table for each tested length."""
+    return list({row["tested_length"]: row for row in mine}.values())
 
 
 def ranked(mine: list[dict[str, Any]], less: bool) -> list[str]:
@@ -118,7 +164,7 @@ def figure(row: dict[str, Any] | None) -> str:
     if row["mean"] is None:
         return "diverged"
     text = f"{row['mean']:.3f}"
-    if row["seeds"] - row["diverged"] > 1:
+    if row["seeds"] > 1:
         text += f" ({row['lowest']:.3f} to {row['highest']:.3f})"
     return text + (f", {row['diverged']} diverged" if row["diverged"] else "")
 
@@ -176,11 +222,9 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(picture)
 
 
-def write(
-    cells: list[Figures], tried: Iterable[float], out: Path, bench: str, command: str
-) -> list[Path]:
+def write(found: Iterable[Figures], out: Path, bench: str, command: str) -> list[Path]:
     """JSON with the rows, CSV, Markdown and, with matplotlib, the plot; the names of what was written."""
-    table = rows(cells, list(tried))
+    table = rows(found)
     written = [out / f"{bench}.json", out / f"{bench}.csv", out / f"{bench}.md"]
     write_whole(written[0], json.dumps({"command": command, "rows": table}, indent=1) + "\n")
     write_whole(written[1], as_csv(table))

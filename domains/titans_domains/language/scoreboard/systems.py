@@ -26,6 +26,9 @@ class System:
     titans: bool = False
 
 
+STEP = ("memory.max_step_size=0.3",)
+"""A head of 32 channels holds two pairs with the default, 0.1, and nineteen with 0.25 (docs/capacity.md)."""
+
 SYSTEMS: dict[str, System] = {
     "transformer++": System(mixer="attention", convolutions=False, growing=True),
     "transformer++conv": System(
@@ -47,15 +50,15 @@ SYSTEMS: dict[str, System] = {
     "rmt": System(mixer="rmt", convolutions=False),
     "armt": System(mixer="armt", convolutions=False),
     "em-llm": System(mixer="attention", convolutions=False, growing=True, retrieves=True),
-    "lmm": System(mixer="lmm", titans=True),
-    "mac": System(mixer="mac", titans=True),
-    "mag": System(mixer="mag", titans=True),
-    "mal": System(mixer="mal", titans=True),
-    "mac+mal": System(mixer="mac+mal", layers=0.5, titans=True),
+    "lmm": System(mixer="lmm", settings=STEP, titans=True),
+    "mac": System(mixer="mac", settings=STEP, titans=True),
+    "mag": System(mixer="mag", settings=STEP, titans=True),
+    "mal": System(mixer="mal", settings=STEP, titans=True),
+    "mac+mal": System(mixer="mac+mal", settings=STEP, layers=0.5, titans=True),
 }
 
 MAIN = (
-    "transformer++", "mamba2", "gated-deltanet", "ttt-mlp", "lmm", "mac", "mag", "mal",
+    "transformer++", "transformer++conv", "mamba2", "gated-deltanet", "ttt-mlp", "lmm", "mac", "mag", "mal",
 )  # fmt: skip
 
 

@@ -15,12 +15,23 @@ from titans_domains.language.task import DataConfig, LanguageConfig, LanguageTas
 from titans_domains.language.tokenizers import ByteTokenizer
 from titans_domains.train_config import TrainConfig
 
+SHORTEST = 10_000
+"""Bytes of a text of which a tenth still says something."""
+
 
 def parts(source: str) -> tuple[bytes, bytes, bytes]:
-    """Training, validation and test."""
+    """Training, validation and test, cut between letters."""
     text = b"\n".join(corpus.documents(source))
-    cuts = 8 * len(text) // 10, 9 * len(text) // 10
-    return text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
+    if len(text) < SHORTEST:
+        raise ValueError(f"{source} must have at least {SHORTEST:,} bytes: got {len(text):,}.")
+
+    def cut(at: int) -> int:
+        while at < len(text) and text[at] & 0xC0 == 0x80:
+            at += 1
+        return at
+
+    first, second = cut(8 * len(text) // 10), cut(9 * len(text) // 10)
+    return text[:first], text[first:second], text[second:]
 
 
 def fingerprint(source: str) -> str:
@@ -42,6 +53,7 @@ def language_task(
 def bits(work: LanguageTask, source: str, spec: TaskSpec) -> dict[str, Any]:
     """Bits per byte in every way of reading; the first, carried or by windows, is the one compared."""
     training, valid, test = parts(source)
+    device = work.model.embedding.weight.device
     model, window, tokenizer = work.model, spec.trained_length, ByteTokenizer()
     first = modes_of(model)[0]
     read = {
@@ -51,6 +63,10 @@ def bits(work: LanguageTask, source: str, spec: TaskSpec) -> dict[str, Any]:
     return {
         "valid": bits_per_byte(model, tokenizer, [valid], first, window=window),
         "tests": {len(test): read | {spec.figure: read[first]}},
-        "state_bytes": {window: state_bytes(model(torch.zeros(1, window, dtype=torch.long))[1])},
+        "state_bytes": {
+            window: state_bytes(
+                model(torch.zeros(1, window - 1, dtype=torch.long, device=device))[1]
+            )
+        },
         "floors": floors(training, test),
     }

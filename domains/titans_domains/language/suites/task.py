@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from titans_core import BackboneConfig, count_parameters
 from titans_domains.domain import Step
@@ -76,23 +77,41 @@ class SuiteTask:
         return ()
 
     def step(self, batch: Examples, state: Any) -> Step:
-        logits, _ = self.model(batch.inputs, mask=batch.mask)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED
-        )
+        loss = self._loss(batch, "mean")
         return Step(loss, (), batch.inputs.numel(), {"loss": loss.item()})
+
+    def _loss(self, batch: Examples, reduction: str) -> Tensor:
+        logits, _ = self.model(batch.inputs, mask=batch.mask)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED,
+            reduction=reduction,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def loss(self, length: int, rows: int, split: Split) -> float:
+        """Mean nats of the tokens asked for in rows of a split."""
+        batches = list(self._batches(length, rows, split, self.config.batch_tokens))
+        asked = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
+        return sum(self._loss(batch, "sum").item() for batch in batches) / asked
+
+    def _batches(
+        self, length: int, rows: int, split: Split, batch_tokens: int
+    ) -> Iterator[Examples]:
+        most = max(1, batch_tokens // length)
+        for number, first in enumerate(range(0, rows, most)):
+            examples = self.problem.draw(min(most, rows - first), length, split, number)
+            yield examples.to(self.device)
 
     def scores(
         self, length: int, rows: int, split: Split = "test", batch_tokens: int | None = None
     ) -> dict[str, float]:
         """Figures on `rows` rows of a split that training never draws."""
         tally = Tally()
-        most = max(1, (batch_tokens or self.config.batch_tokens) // length)
         was_training = self.model.training
         self.model.eval()
-        for number, first in enumerate(range(0, rows, most)):
-            examples = self.problem.draw(min(most, rows - first), length, split, number)
-            examples = examples.to(self.device)
+        for examples in self._batches(
+            length, rows, split, batch_tokens or self.config.batch_tokens
+        ):
             tally.add(examples.targets, answer(self.model, examples))
         self.model.train(was_training)
         return tally.figures()
