@@ -49,12 +49,12 @@ RECALL: dict[str, TaskSpec] = {
         lengths=(length,), tests=(length, 4 * length), steps=steps,
         about=f"Multi-query recall, {pairs} pairs, 512 tokens in the vocabulary.",
     )
-    for length, pairs, steps in ((64, 4, 600), (128, 8, 600), (256, 16, 800))
+    for length, pairs, steps in ((64, 4, 500), (128, 8, 500), (256, 16, 600))
 }  # fmt: skip
 RECALL |= {
     f"mad-{name.replace(' ', '-')}": TaskSpec(
         problem=lambda setting=setting: setting.problem,
-        lengths=(setting.length,), tests=(setting.length,), steps=400,
+        lengths=(setting.length,), tests=(setting.length,), steps=300,
         retrievable=name != "compression",
         about="MAD's baseline setting in a reduced protocol: so many steps instead of 200 epochs, one "
         "weight decay, and no choice by test rows.",
@@ -68,7 +68,7 @@ LONG_CONTEXT: dict[str, TaskSpec] = {
             kind=kind, template="short", key_letters=4, queries=2, asked=asked
         ),
         lengths=(768, 1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
-        steps=1200, test_rows=64, test_tokens=2**20,
+        steps=1000, test_rows=64, test_tokens=2**20,
         about=f"{about}, in bytes: a line 'abcd is VALUE.', asked for by 'abcd is'. A row to train on has two "
         f"needles and asks {asked} times for each.",
     )
@@ -90,7 +90,7 @@ LONG_CONTEXT |= {
 
 STATE: dict[str, TaskSpec] = {
     "parity": TaskSpec(
-        problem=Parity, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024,
+        problem=Parity, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024, steps=400,
         about="Whether the ones are odd in number; rows of 3 to 40 tokens, tests of 40 and more.",
     ),
     "modular-arithmetic": TaskSpec(
