@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ def answer_to(parent: Any, cell: Cell, text: str, threads: int) -> None:
         found = "refused", f"The cell ({cell.name}) cannot be run: {error}"
     except Exception:
         found = "failed", traceback.format_exc()
-    parent.send(found)
+    with suppress(BrokenPipeError):
+        parent.send(found)
 
 
 def end_with(parent: int) -> None:
