@@ -40,6 +40,7 @@ class TaskSpec:
     def described(self) -> dict[str, Any]:
         """What a cell's figures depend on, without code."""
         values = dataclasses.asdict(self)
+        del values["about"]
         return values | {"problem": None if self.problem is None else repr(self.problem())}
 
 
@@ -69,8 +70,8 @@ LONG_CONTEXT: dict[str, TaskSpec] = {
         ),
         lengths=(768, 1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
         steps=1000, test_rows=64, test_tokens=2**20,
-        about=f"{about}, in bytes: a line 'abcd is VALUE.', asked for by 'abcd is'. A row to train on has two "
-        f"needles and asks {asked} times for each.",
+        about=f"{about}, in bytes: a line 'abcd is VALUE.', asked for by 'abcd is'. A row to train on "
+        f"has two needles and asks {asked} times for each.",
     )
     for kind, asked, about in (
         ("pk", 8, "A number hidden in noise (S-NIAH-PK)"),
