@@ -36,6 +36,8 @@ def check_numbers(config: Any, section: str = "") -> None:
             flag = isinstance(value, bool) and kind is not bool
             if kind in allowed and (flag or not isinstance(value, kinds)):
                 raise ValueError(f"{section}{field.name} must be {words}: got {value!r}.")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{section}{field.name} must be below 2**63: got a larger number.")
 
 
 def fingerprint(*parts: Any) -> str:

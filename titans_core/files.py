@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -23,6 +24,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Removes what a process that was killed had half written, or half removed, in its folder."""
+    for path in list(folder.rglob("*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, content: str | bytes) -> None:
     with path.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -32,10 +42,12 @@ def write_synced(path: Path, content: str | bytes) -> None:
 
 def sync_folder(path: Path) -> None:
     """Brings the names in a folder to the disk, on file systems that can."""
-    descriptor = os.open(path, os.O_RDONLY)
     with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:
@@ -57,3 +69,20 @@ def write_tensors(
     path.chmod(mode)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ValueError where it is cut short or something else."""
+    shapes_in(path)
+    return load_file(path)
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, without reading its numbers."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None

@@ -7,13 +7,14 @@ what fails changes none, and a forgotten one can be shown to be gone.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from titans_core.backbone import Backbone
 from titans_core.memory_file import checked_tensors, identity_of
 from titans_core.session_files import SessionFiles
+from titans_core.session_table import Entry, SessionTable
 from titans_core.sessions import (
     About,
     FrozenSessionError,
@@ -29,14 +30,6 @@ from titans_core.sessions import (
     state_hash,
 )
 from titans_core.state import detach, rows_of, state_bytes
-
-
-class _Entry:
-    """A session. Without a state it is on disk; `saved` is whether what is there is its newest."""
-
-    def __init__(self, state: Any, used: float, *, saved: bool, frozen: bool = False) -> None:
-        self.state, self.used, self.saved, self.frozen = state, used, saved, frozen
-        self.in_use = False
 
 
 class MemoryStore:
@@ -61,46 +54,47 @@ class MemoryStore:
     ) -> None:
         _check_limits(folder, in_process, max_sessions, ttl, durable)
         self.model, self.ttl, self.durable, self.clock = model, ttl, durable, clock
-        self.in_process = in_process
         limits = (max_sessions, in_process if folder is None else None)
         self.most = min((n for n in limits if n is not None), default=None)
         self._lock = threading.RLock()
-        # The one that was used the longest ago stands first.
-        self._entries: dict[str, _Entry] = {}
         self._files = None if folder is None else SessionFiles(folder, model, identity_of(model))
-        for file in self._files.found() if self._files else ():
-            self._entries[file.key] = _Entry(None, file.used, saved=True, frozen=file.frozen)
+        self._table = SessionTable(self._files, in_process, clock())
 
     def create(self, name: str) -> None:
         """A new session, which has read nothing."""
         with self._lock:
-            self.sweep()
-            key = key_of(name)
-            if key in self._entries:
+            key = self._swept(name)
+            if key in self._table.entries:
                 raise SessionExistsError(
                     f"There is a session {name!r} already: choose another name."
                 )
-            if self.most is not None and len(self._entries) >= self.most:
+            if self.most is not None and len(self._table.entries) >= self.most:
                 raise StoreFullError(
                     f"The store is full with {self.most} sessions: delete one, or raise its limit."
                 )
-            self._make_room()
-            entry = _Entry(self.model.fresh_state(1), self.clock(), saved=False)
+            self._table.make_room(1)
+            entry = Entry(self.model.fresh_state(1), self.clock(), saved=False)
             if self.durable:
-                self._save(key, entry)
-            self._entries[key] = entry
+                self._table.save(key, entry)
+            self._table.put_last(key, entry)
 
-    def take(self, name: str) -> Any:
-        """The state that the session goes on from; nobody else gets it until it is given back."""
+    def take(self, name: str, *, write: bool = True) -> Any:
+        """The state that the session goes on from; nobody else gets it until it is given back.
+
+        Without `write`, others may read it meanwhile, and nobody can write to it or forget it.
+        """
         with self._lock:
-            entry = self._idle(name)
-            if entry.frozen:
+            entry = self._alone(name) if write else self._readable(name)
+            if write and entry.frozen:
                 raise FrozenSessionError(
-                    f"The session {name!r} is frozen, so nothing can be written to it: `peek` at it and "
-                    "read with write=False, or thaw it."
+                    f"The session {name!r} is frozen, so nothing can be written to it: take it with "
+                    "write=False, or thaw it."
                 )
-            self._load(key_of(name), entry)
-            entry.in_use = True
+            self._table.load(key_of(name), entry)
+            if write:
+                entry.in_use = True
+            else:
+                entry.readers += 1
             return entry.state
 
     def give(self, name: str, state: Any) -> None:
@@ -109,23 +103,34 @@ class MemoryStore:
         Where that cannot be kept the session stays taken: `release` it then.
         """
         with self._lock:
-            key = key_of(name)
-            self._taken(name)
+            key, taken = key_of(name), self._taken(name)
+            if not taken.in_use:
+                raise ValueError(f"The session {name!r} was taken without write: release it.")
             state = detach(state)
             checked_tensors(state, self.model, caches=True)
             if (rows := rows_of(state)) != 1:
                 raise ValueError(f"state must have one row, that of the session: got {rows}.")
-            entry = _Entry(state, self.clock(), saved=False)
+            entry = Entry(state, self.clock(), saved=False)
             if self.durable:
-                self._save(key, entry)
-            self._put_last(key, entry)
+                try:
+                    self._table.save(key, entry)
+                except BaseException:
+                    # What is on disk may be the new one, which is not kept.
+                    taken.saved = False
+                    raise
+            self._table.put_last(key, entry)
+            self._trim()
 
     def release(self, name: str) -> None:
         """Gives a taken session back as it was taken."""
         with self._lock:
             entry = self._taken(name)
-            entry.in_use, entry.used = False, self.clock()
-            self._put_last(key_of(name), entry)
+            if entry.in_use:
+                entry.in_use = False
+            else:
+                entry.readers -= 1
+            self._used(key_of(name), entry)
+            self._trim()
 
     @contextmanager
     def session(self, name: str) -> Iterator[Session]:
@@ -139,12 +144,11 @@ class MemoryStore:
             raise
 
     def peek(self, name: str) -> Any:
-        """The state that an idle session goes on from, for those who only read it."""
+        """The state that a session goes on from, for those who only read it; it may be gone meanwhile."""
         with self._lock:
-            entry, key = self._idle(name), key_of(name)
-            self._load(key, entry)
-            entry.used = self.clock()
-            self._put_last(key, entry)
+            entry, key = self._readable(name), key_of(name)
+            self._table.load(key, entry)
+            self._used(key, entry)
             return entry.state
 
     def is_frozen(self, name: str) -> bool:
@@ -159,25 +163,24 @@ class MemoryStore:
         self._set_frozen(name, False)
 
     def forget(self, name: str) -> Receipt:
-        """Deletes a session in process and on disk, and shows that it is gone."""
+        """Deletes a session in process and on disk, and shows that neither is left."""
         with self._lock:
-            entry, key = self._idle(name), key_of(name)
+            entry, key = self._alone(name), key_of(name)
             try:
-                read = positions_of(self._state_of(key, entry))
-            except UnreadableSessionError:
+                read = positions_of(self._table.state_of(key, entry))
+            except (UnreadableSessionError, OSError):
                 # What cannot be read can be deleted all the same.
-                read = 0
-            if self._files is not None:
-                self._files.delete(key)
-            del self._entries[key], entry
+                read = None
+            self._table.remove(key)
+            del entry
             return Receipt(read, self.fingerprint(name), state_hash(self.model.fresh_state(1)))
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 of the state from which the name goes on: of an unknown one, a fresh state."""
         with self._lock:
             key = key_of(name)
-            if (entry := self._entries.get(key)) is not None:
-                return state_hash(self._state_of(key, entry))
+            if (entry := self._table.entries.get(key)) is not None:
+                return state_hash(self._table.state_of(key, entry))
             if self._files is not None and self._files.holds(key):
                 raise UnreadableSessionError(
                     f"There is a file of the session {name!r} that is not this store's: delete it."
@@ -187,36 +190,32 @@ class MemoryStore:
     def about(self, name: str) -> About:
         with self._lock:
             entry = self._known(name)
-            state = self._state_of(key_of(name), entry)
+            state = self._table.state_of(key_of(name), entry)
             return About(
-                positions_of(state), state_bytes(state), entry.frozen, entry.in_use,
-                state_hash(state),
-            )  # fmt: skip
+                positions_of(state), state_bytes(state), entry.frozen, entry.busy, state_hash(state)
+            )
 
     def count(self) -> tuple[int, int]:
         """How many sessions are held in this process, and how many on disk alone."""
         with self._lock:
-            held = sum(entry.state is not None for entry in self._entries.values())
-            return held, len(self._entries) - held
+            held = len(self._table.held)
+            return held, len(self._table.entries) - held
 
     def sweep(self) -> int:
-        """Forgets the sessions whose time is over, as every use of the store does; says how many."""
+        """Forgets the sessions whose time is over, as every use of the store does; says how many.
+
+        OSError at the end where one of them could not be removed.
+        """
         with self._lock:
-            if self.ttl is None:
-                return 0
-            over = self.clock() - self.ttl
-            gone = [k for k, e in self._entries.items() if e.used < over and not e.in_use]
-            for key in gone:
-                if self._files is not None:
-                    self._files.delete(key)
-                del self._entries[key]
-            return len(gone)
+            gone, failed = self._sweep()
+            for error in failed.values():
+                raise error
+            return gone
 
     def flush(self) -> None:
         """Brings every session to the disk as it was given last, those that are taken as well."""
         with self._lock:
-            for key, entry in self._entries.items():
-                self._save(key, entry)
+            self._table.save_all()
 
     def close(self) -> None:
         """Flushes, and lets another store have the folder."""
@@ -227,71 +226,72 @@ class MemoryStore:
                 finally:
                     self._files.close()
 
-    def _known(self, name: str) -> _Entry:
-        self.sweep()
-        entry = self._entries.get(key_of(name))
+    def _sweep(self) -> tuple[int, dict[str, OSError]]:
+        return (0, {}) if self.ttl is None else self._table.sweep(self.clock() - self.ttl)
+
+    def _swept(self, name: str) -> str:
+        """The name's key, once what is over is gone; of what could not go, only its own is told."""
+        key = key_of(name)
+        _, failed = self._sweep()
+        if key in failed:
+            raise failed[key]
+        return key
+
+    def _entry(self, name: str) -> Entry:
+        entry = self._table.entries.get(key_of(name))
         if entry is None:
             raise UnknownSessionError(f"There is no session {name!r}: create it first.")
         return entry
 
-    def _idle(self, name: str) -> _Entry:
+    def _known(self, name: str) -> Entry:
+        self._swept(name)
+        return self._entry(name)
+
+    def _readable(self, name: str) -> Entry:
         entry = self._known(name)
         if entry.in_use:
-            raise SessionInUseError(
-                f"The session {name!r} is in use: wait until it has been given back."
-            )
+            raise _in_use(name)
         return entry
 
-    def _taken(self, name: str) -> _Entry:
+    def _alone(self, name: str) -> Entry:
         entry = self._known(name)
-        if not entry.in_use:
+        if entry.busy:
+            raise _in_use(name)
+        return entry
+
+    def _taken(self, name: str) -> Entry:
+        entry = self._entry(name)
+        if not entry.busy:
             raise ValueError(f"The session {name!r} must be taken before it is given back.")
         return entry
 
-    def _put_last(self, key: str, entry: _Entry) -> None:
-        del self._entries[key]
-        self._entries[key] = entry
+    def _used(self, key: str, entry: Entry) -> None:
+        entry.used = self.clock()
+        self._table.put_last(key, entry)
+        if self.durable:
+            # As it was given last; where not even its time can be written, that is tried again.
+            with suppress(OSError):
+                self._table.save(key, entry)
 
-    def _state_of(self, key: str, entry: _Entry) -> Any:
-        if entry.state is not None:
-            return entry.state
-        assert self._files is not None
-        return self._files.load(key, frozen=entry.frozen)
-
-    def _load(self, key: str, entry: _Entry) -> None:
-        """Brings a session into the process, where there must be room before anything is changed."""
-        if entry.state is None:
-            self._make_room()
-            entry.state = self._state_of(key, entry)
-
-    def _make_room(self) -> None:
-        """Puts sessions that are not in use on disk, until one more may be held."""
-        if self._files is None:
-            return
-        held = [(key, entry) for key, entry in self._entries.items() if entry.state is not None]
-        idle = [(key, entry) for key, entry in held if not entry.in_use]
-        for key, entry in idle[: max(len(held) + 1 - self.in_process, 0)]:
-            self._save(key, entry)
-            entry.state = None
-
-    def _save(self, key: str, entry: _Entry) -> None:
-        if self._files is None or entry.state is None:
-            return
-        if not entry.saved:
-            self._files.save(key, entry.state, frozen=entry.frozen)
-            entry.saved = True
-        self._files.touch(key, entry.used, frozen=entry.frozen)
+    def _trim(self) -> None:
+        # What cannot be put on disk now stays held.
+        with suppress(OSError):
+            self._table.make_room(0)
 
     def _set_frozen(self, name: str, frozen: bool) -> None:
         with self._lock:
-            entry, key = self._idle(name), key_of(name)
+            entry, key = self._readable(name), key_of(name)
             if entry.frozen == frozen:
                 return
             if self._files is not None:
                 # Whole on disk first: the file's name says that it is frozen.
-                self._save(key, entry)
+                self._table.save(key, entry)
                 self._files.mark(key, frozen=frozen)
             entry.frozen = frozen
+
+
+def _in_use(name: str) -> SessionInUseError:
+    return SessionInUseError(f"The session {name!r} is in use: wait until it has been given back.")
 
 
 def _check_limits(

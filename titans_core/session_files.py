@@ -16,7 +16,7 @@ SCHEMA = 1
 MODEL = "model.json"
 LOCK = ".lock"
 NAME = re.compile(r"([0-9a-f]{64})(\.frozen)?\.memory")
-DRAFT = re.compile(r"\.[0-9a-f]{64}(\.frozen)?\.memory\.\d+\.tmp")
+DRAFT = re.compile(r"\.(model\.json|[0-9a-f]{64}(\.frozen)?\.memory)\.\d+\.tmp")
 
 
 class SessionFile(NamedTuple):
@@ -73,7 +73,7 @@ class SessionFiles:
                 path.unlink()
             elif match := NAME.fullmatch(path.name):
                 key, frozen = match[1], match[2] is not None
-                # A frozen one stays so beside a copy of what it was before.
+                # A frozen one stays so beside a copy that a backup has put back.
                 if key not in files or frozen:
                     files[key] = SessionFile(key, path, path.stat().st_mtime, frozen)
         return sorted(files.values(), key=lambda file: file.used)
@@ -82,9 +82,10 @@ class SessionFiles:
         return self.folder / f"{key}{'.frozen' * frozen}.memory"
 
     def save(self, key: str, state: Any, *, frozen: bool) -> None:
-        save_memory(
-            self.path(key, frozen=frozen), state, self.model, caches=True, identity=self.identity
-        )
+        path = self.path(key, frozen=frozen)
+        # The draft that `write_whole` goes on with: at no time may anybody else open it.
+        path.with_name(f".{path.name}.{os.getpid()}.tmp").touch(mode=0o600)
+        save_memory(path, state, self.model, caches=True, identity=self.identity)
 
     def load(self, key: str, *, frozen: bool) -> Any:
         """The state that was saved; `UnreadableSessionError` where it cannot be read."""

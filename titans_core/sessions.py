@@ -18,7 +18,7 @@ class SessionExistsError(ValueError):
 
 
 class SessionInUseError(ValueError):
-    """Somebody has taken the session and not given it back."""
+    """Somebody has taken the session, or reads it, and has not given it back."""
 
 
 class FrozenSessionError(ValueError):
@@ -42,9 +42,9 @@ class About(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """That a session is gone: what would go on now under its name, beside a fresh session."""
+    """That nothing of a session is left: what its name goes on from now, beside a fresh session."""
 
-    positions: int  # tokens that were forgotten
+    positions: int | None  # tokens that were forgotten; None where its file could not be read
     sha256: str
     fresh_sha256: str
 

@@ -1,7 +1,9 @@
 """What `titans language` shows of a document before a memory of it is kept."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -24,7 +26,7 @@ def show_anomalies(
         surprise = module.surprises_of(model, tokenizer, text, progress=bar.advance)
     found = module.anomalies(tokenizer, text, surprise, far=far)
     names = module.unit_names(model)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "start": one.start, "end": one.end, "tokens": one.tokens, "score": round(one.score, 3),
             "unit": names[one.unit],
@@ -33,6 +35,9 @@ def show_anomalies(
         for one in found
     ]  # fmt: skip
     if as_json:
+        # JSON has no number for what is not finite.
+        for line, one in zip(lines, found, strict=True):
+            line["score"] = line["score"] if math.isfinite(one.score) else None
         typer.echo(json.dumps({"anomalies": lines, "tokens": len(surprise)}))
     elif lines:
         typer.echo("\t".join(lines[0]))

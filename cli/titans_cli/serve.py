@@ -63,7 +63,8 @@ def serve(
 ) -> None:
     """Serve a run until SIGTERM or SIGINT; its address is printed when it listens.
 
-    Then running requests end, within --grace, sessions are on the disk, and the exit code is 0.
+    Then running requests end, within --grace, the sessions of --sessions are on the disk, and the exit
+    code is 0. Without --sessions, they go with the process.
     """
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
@@ -77,7 +78,8 @@ def serve(
     from titans_domains.serving.settings import ServeConfig, read_keys
 
     config = ServeConfig(
-        name=name or run.resolve().name, keys=read_keys(key_file), max_body=max_body,
+        name=name or run.resolve().name, keys=read_keys(key_file),
+        hosts=LOOPBACK if host in LOOPBACK else (), max_body=max_body,
         max_prompt=max_prompt, max_tokens=max_tokens, concurrency=concurrency, queue=queue, grace=grace,
     )  # fmt: skip
     if not config.keys and host not in LOOPBACK:

@@ -130,6 +130,26 @@ def test_what_runs_too_long_is_ended_and_its_session_stays(here: Path, serve: Se
     store.close()
 
 
+def test_no_further_signal_ends_the_writing_of_sessions(here: Path, serve: Serve) -> None:
+    (here / "slow").mkdir()
+    # What every Python reads first: a disk that takes its time.
+    (here / "slow" / "sitecustomize.py").write_text(
+        "import os, time\nfsync = os.fsync\n"
+        "os.fsync = lambda file: (time.sleep(0.03), fsync(file))[1]\n"
+    )
+    served = serve("--sessions", "kept", PYTHONPATH=str(here / "slow"))
+    for number in range(20):
+        served.client.post("/v1/sessions", json={"id": f"s{number}"})
+    served.process.send_signal(signal.SIGTERM)
+    while not list((here / "kept").glob("*.memory")):
+        time.sleep(0.005)
+    served.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    assert len(list((here / "kept").glob("*.memory"))) < 20
+    assert served.stop() == (0, "")
+    assert len(list((here / "kept").glob("*.memory"))) == 20
+
+
 def test_openais_client_works(serve: Serve) -> None:
     openai = pytest.importorskip("openai")
     served = serve(TITANS_API_KEY="sesame")

@@ -404,9 +404,220 @@ def test_a_file_that_cannot_be_read_is_said_and_can_be_deleted(
             with pytest.raises(UnreadableSessionError, match="damaged, gone, or of another model"):
                 use(name)
         receipt = store.forget(name)
-        assert (receipt.positions, receipt.sha256) == (0, receipt.fresh_sha256)
+        assert (receipt.positions, receipt.sha256) == (None, receipt.fresh_sha256)
     assert store.about("fine").positions == 0
     assert names_in(opened.folder) == {paths["fine"].name}
+
+
+def test_a_session_that_cannot_be_written_costs_no_other(model: Backbone, opened: Open) -> None:
+    store = opened()
+    for name in "abc":
+        store.create(name)
+    store.flush()
+    # Gone from the disk, and in the way there.
+    (opened.folder / f"{key_of('a')}.memory").unlink()
+    (opened.folder / f"{key_of('b')}.memory").unlink()
+    (opened.folder / f"{key_of('b')}.memory").mkdir()
+    for name in "abc":
+        with store.session(name) as session:
+            session.state = read(model, session.state, 7, 0)
+    with pytest.raises(OSError, match="1 sessions could not be brought to the disk: "):
+        store.close()
+    (opened.folder / f"{key_of('b')}.memory").rmdir()
+    store = opened()
+    assert [store.about(name).positions for name in "ac"] == [7, 7]
+
+
+def test_room_is_made_by_those_that_can_be_written(model: Backbone, opened: Open) -> None:
+    store = opened(in_process=2)
+    for name in "ab":
+        store.create(name)
+    (opened.folder / f"{key_of('a')}.memory").mkdir()
+    for name in "cde":
+        store.create(name)
+    assert store.count() == (2, 3)
+    assert store.about("a").positions == 0
+
+
+def test_a_file_that_is_gone_is_written_anew(model: Backbone, opened: Open) -> None:
+    store = opened()
+    store.create("a")
+    store.flush()
+    (opened.folder / f"{key_of('a')}.memory").unlink()
+    store.close()
+    assert opened().about("a").positions == 0
+
+
+def test_as_many_idle_sessions_are_held_as_may_be(model: Backbone, opened: Open) -> None:
+    store = opened(in_process=2)
+    for name in "abcdef":
+        store.create(name)
+    states = {name: store.take(name) for name in "abcdef"}
+    assert store.count() == (6, 0)
+    for name in "abc":
+        store.give(name, states[name])
+    for name in "def":
+        store.release(name)
+    assert store.count() == (2, 4)
+
+
+def test_too_few_descriptors_are_no_damage(
+    model: Backbone, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(in_process=1)
+    for name in "ab":
+        store.create(name)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", full)
+        for use in (store.about, store.take):
+            with pytest.raises(OSError, match="Too many open files"):
+                use("a")
+    assert store.about("a").positions == 0
+
+
+def test_a_change_that_is_refused_is_not_on_disk_either(
+    model: Backbone, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(durable=True)
+    store.create("a")
+    before = store.about("a").sha256
+    with monkeypatch.context() as patch:
+        utime, failed = os.utime, []
+
+        def full(*args: Any) -> None:
+            if args[1] is not None and not failed:
+                failed.append(args)
+                raise OSError(errno.EIO, "Input/output error")
+            utime(*args)
+
+        patch.setattr(os, "utime", full)
+        with pytest.raises(OSError, match="Input/output"), store.session("a") as session:
+            session.state = read(model, session.state, 9, 0)
+    assert store.about("a").sha256 == before
+    opened.crash()
+    assert opened(durable=True).about("a").sha256 == before
+
+
+def test_a_folder_that_cannot_be_opened_fails_nothing_that_is_done(
+    model: Backbone, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(durable=True)
+    store.create("a")
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        store.freeze("a")
+        store.thaw("a")
+        store.freeze("a")
+    assert store.about("a").frozen
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        store.forget("a")
+    assert names_in(opened.folder) == set()
+
+
+def test_a_session_that_cannot_be_removed_holds_up_no_other(model: Backbone, opened: Open) -> None:
+    clock = Clock()
+    store = opened(ttl=10.0, clock=clock)
+    for name in ("old", "older", "a"):
+        store.create(name)
+    store.flush()
+    state = store.take("a")
+    path = opened.folder / f"{key_of('old')}.memory"
+    path.unlink()
+    path.mkdir()
+    clock.now += 20
+    store.release("a")
+    assert not store.about("a").in_use
+    store.create("b")
+    store.give("a", read(model, store.take("a"), 1, 0) if state else None)
+    with pytest.raises(UnknownSessionError):
+        store.about("older")
+    for use in (lambda: store.about("old"), lambda: store.create("old"), store.sweep):
+        with pytest.raises(OSError, match="old|directory|permitted"):
+            use()
+    path.rmdir()
+    assert store.sweep() == 1
+
+
+def test_a_session_that_is_read_is_not_forgotten(model: Backbone, opened: Open) -> None:
+    clock = Clock()
+    store = opened(ttl=100.0, clock=clock, in_process=1)
+    store.create("a")
+    store.freeze("a")
+    for _ in range(2):
+        store.take("a", write=False)
+    assert store.about("a").in_use
+    clock.now += 101
+    assert store.sweep() == 0
+    with pytest.raises(ValueError, match="'a' was taken without write: release it"):
+        store.give("a", model.fresh_state(1))
+    store.release("a")
+    with pytest.raises(SessionInUseError):
+        store.forget("a")
+    # It may be thawed meanwhile, and is written once nobody reads it.
+    store.thaw("a")
+    with pytest.raises(SessionInUseError):
+        store.take("a")
+    store.release("a")
+    with pytest.raises(ValueError, match="'a' must be taken before"):
+        store.release("a")
+    state = store.take("a")
+    with pytest.raises(SessionInUseError):
+        store.take("a", write=False)
+    store.give("a", state)
+    assert store.forget("a").positions == 0
+
+
+def test_a_durable_session_that_is_looked_at_outlives_a_kill(model: Backbone, opened: Open) -> None:
+    clock = Clock()
+    settings = {"ttl": 100.0, "clock": clock, "durable": True}
+    store = opened(**settings)
+    for name in "ab":
+        store.create(name)
+    for _ in range(10):
+        clock.now += 50
+        store.peek("a")
+        store.take("b", write=False)
+        store.release("b")
+    opened.crash()
+    clock.now += 1
+    store = opened(**settings)
+    assert [store.about(name).positions for name in "ab"] == [0, 0]
+
+
+def test_files_are_their_owners_alone(
+    model: Backbone, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.folder.mkdir()
+    opened.folder.chmod(0o755)
+    modes: set[int] = set()
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (modes.add(os.stat(file).st_mode & 0o177), fsync(file))
+    )
+    store = opened(durable=True)
+    modes.clear()
+    store.create("a")
+    [path] = opened.folder.glob("*.memory")
+    assert path.stat().st_mode & 0o777 == 0o600
+    # The other is the folder's.
+    assert 0 in modes
+    assert modes <= {0, 0o755 & 0o177}
+
+
+def test_what_a_crash_left_half_written_goes(model: Backbone, opened: Open) -> None:
+    opened().close()
+    (opened.folder / ".model.json.77.tmp").write_text("{")
+    opened()
+    assert not list(opened.folder.glob(".*.tmp"))
 
 
 def test_a_folder_is_one_models_and_one_stores(model: Backbone, opened: Open) -> None:

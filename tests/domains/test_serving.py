@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from served import AT, BYTES, Asked, assert_refused, events, language, run
@@ -15,6 +16,8 @@ from tiny_language import tiny_model
 from titans_core.memory_store import MemoryStore
 from titans_core.sessions import state_hash
 from titans_domains.language.generate import generate, read
+from titans_domains.serving.errors import stopping
+from titans_domains.serving.metrics import Metrics
 from titans_domains.serving.settings import ServeConfig, read_keys
 
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -192,15 +195,17 @@ def test_a_session_is_used_by_one_request_at_a_time() -> None:
             await asked.client.post("/v1/sessions/a/freeze"),
         ):
             assert_refused(second, 409, "The session 'a' is in use by another request")
-        assert_refused(
-            await asked.client.post("/v1/sessions", json={"id": "a"}), 409, "'a' already"
-        )
+        exists = await asked.client.post("/v1/sessions", json={"id": "a"})
+        assert_refused(exists, 409, "'a' already")
+        assert exists.headers["x-should-retry"] == "false"
         first.cancel()
 
     run(language(), test)
 
 
-async def left_alone(asked: Asked, body: dict[str, Any], after: int) -> list[dict[str, Any]]:
+async def left_alone(
+    asked: Asked, body: dict[str, Any], after: int, *, last: bool = False
+) -> list[dict[str, Any]]:
     """A request whose client leaves when it has had so many messages; what it had."""
     had: list[dict[str, Any]] = []
     left = asyncio.Event()
@@ -215,7 +220,11 @@ async def left_alone(asked: Asked, body: dict[str, Any], after: int) -> list[dic
     async def send(message: dict[str, Any]) -> None:
         had.append(message)
         if len(had) == after:
+            # A slow one: all of the answer is made before it leaves.
+            while last and asked.backend.engine.active:
+                await asyncio.sleep(0.01)
             left.set()
+            await asyncio.sleep(0.01)
 
     if not after:
         asyncio.get_running_loop().call_later(0.2, left.set)
@@ -255,6 +264,58 @@ def test_a_client_that_leaves_leaves_the_memory_as_it_was(after: int, tmp_path: 
     run(language(tmp_path, durable=True), test, max_tokens=10**6)
 
 
+def test_a_client_that_leaves_behind_the_engine_leaves_the_memory_too(tmp_path: Path) -> None:
+    async def test(asked: Asked) -> None:
+        await asked.create("a")
+        before = await asked.session("a")
+        body = {"prompt": "x", "max_tokens": 40, "temperature": 0, "session": "a", "stream": True}
+        had = await left_alone(asked, body, 3, last=True)
+        assert not any(b"[DONE]" in message.get("body", b"") for message in had)
+        assert asked.backend.engine.tokens_made == 40
+        assert await asked.session("a") == before
+        await asked.text("after", session="a")
+
+    run(language(tmp_path, durable=True), test)
+
+
+def test_a_session_is_not_forgotten_under_those_who_read_it() -> None:
+    async def test(asked: Asked) -> None:
+        await asked.create("a")
+        await asked.client.post("/v1/sessions/a/freeze")
+        reading = asyncio.ensure_future(
+            asked.complete("x", max_tokens=4000, temperature=0, session="a")
+        )
+        while not (await asked.session("a"))["in_use"]:
+            await asyncio.sleep(0.01)
+        refused = await asked.client.delete("/v1/sessions/a")
+        assert_refused(refused, 409, "The session 'a' is in use by another request")
+        assert "x-should-retry" not in refused.headers
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        while (await asked.session("a"))["in_use"]:
+            await asyncio.sleep(0.01)
+        assert (await asked.client.delete("/v1/sessions/a")).status_code == 200
+
+    run(language(), test)
+
+
+def test_too_few_descriptors_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(asked: Asked) -> None:
+        await asked.create("a")
+        await asked.create("b")
+        with monkeypatch.context() as patch:
+
+            def full(*_: Any) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            patch.setattr(Path, "read_bytes", full)
+            done = await asked.complete("x", session="a")
+            assert_refused(done, 500, "The session 'a' could not be read or written")
+        await asked.text("x", session="a")
+
+    run(language(tmp_path, in_process=1), test)
+
+
 BAD_BODIES = {
     b"{": (400, "The body is no JSON"),
     b"": (400, "The body must be a JSON object"),
@@ -284,6 +345,9 @@ BAD_BODIES = {
     b'{"prompt": "a", "logprobs": 5}': (400, "logprobs is not supported"),
     b'{"prompt": "a", "best_of": 2}': (400, "best_of is not supported"),
     b'{"prompt": "a", "tools": []}': (400, "tools is not known: leave it away"),
+    b'{"prompt": "a", "x\\n\\ny": 1}': (400, r"'x\n\ny' is not known: leave it away"),
+    b'{"prompt": "a", "' + b"k" * 1000 + b'": 1}': (400, "kkk... is not known: leave it away"),
+    b'{"prompt": "a", "\\ud800": 1}': (400, "A name in the body is half a letter"),
     b'{"prompt": "a", "model": "gpt"}': (404, "There is no model 'gpt' here"),
     b'{"prompt": "a", "session": ""}': (400, "session must be 1 to 128 letters"),
     b'{"prompt": "a", "session": "../a"}': (400, "session must be 1 to 128 letters"),
@@ -337,13 +401,69 @@ def test_a_body_without_an_end_is_cut_off() -> None:
     run(language(), test, max_body=5000, body_seconds=0.05)
 
 
+def test_as_many_bodies_as_there_is_room_for_are_received() -> None:
+    async def test(asked: Asked) -> None:
+        go = asyncio.Event()
+
+        async def slow() -> Any:
+            yield b'{"prompt":'
+            await go.wait()
+            yield b'"x"}'
+
+        headers = {"content-type": "application/json"}
+
+        def ask() -> Any:
+            return asked.client.post(AT, content=slow(), headers=headers)
+
+        asking = [asyncio.ensure_future(ask()) for _ in range(3)]
+        while asked.service.being_sent < 3:
+            await asyncio.sleep(0.01)
+        assert_refused(await ask(), 429, "busy with 3 requests")
+        assert (await asked.client.get("/healthz")).status_code == 200
+        assert (await asked.client.get("/metrics")).status_code == 200
+        go.set()
+        assert [(await task).status_code for task in asking] == [200] * 3
+        assert asked.service.being_sent == 0
+
+    run(language(), test, concurrency=2, queue=1)
+
+
+def test_a_page_of_another_site_is_refused_where_no_key_keeps_it_out() -> None:
+    async def create(asked: Asked, **headers: str) -> httpx.Response:
+        return await asked.client.post("/v1/sessions", headers=headers)
+
+    async def test(asked: Asked) -> None:
+        refused = await create(asked, host="127.0.0.1:8000", origin="http://evil.example")
+        assert_refused(refused, 403, "A page of another site may not ask")
+        for host in ("evil.example", "[", ""):
+            assert_refused(await create(asked, host=host), 403, "is asked at 127.0.0.1")
+        for origin in ("null", "http://[", "http://127.0.0.1:8001"):
+            refused = await create(asked, host="127.0.0.1:8000", origin=origin)
+            assert_refused(refused, 403, "A page of another site may not ask")
+        healthy = await asked.client.get("/healthz", headers={"host": "evil.example"})
+        assert healthy.status_code == 200
+        for host in ("127.0.0.1:8000", "localhost", "[::1]:80"):
+            assert (await create(asked, host=host)).status_code == 201
+            assert (await create(asked, host=host, origin=f"http://{host}")).status_code == 201
+        done = await asked.client.post("/v1/sessions/", headers={"host": "localhost"})
+        assert_refused(done, 404, "There is no /v1/sessions/ here")
+
+    async def with_key(asked: Asked) -> None:
+        headers = {"authorization": "Bearer k", "origin": "http://mine", "host": "other"}
+        assert (await create(asked, **headers)).status_code == 201
+
+    hosts = ("127.0.0.1", "::1", "localhost")
+    run(language(), test, hosts=hosts)
+    run(language(), with_key, hosts=hosts, keys=(("k", ""),))
+
+
 def test_as_many_as_there_is_room_for_are_let_in() -> None:
     async def test(asked: Asked) -> None:
         running = [
             asyncio.ensure_future(asked.complete("x", max_tokens=4000, temperature=0))
             for _ in range(3)
         ]
-        while asked.backend.engine.active < 2:
+        while asked.backend.engine.active < 2 or not asked.backend.engine.waiting:
             await asyncio.sleep(0.01)
         refused = await asked.complete("x")
         assert_refused(refused, 429, "busy with 3 requests: ask again in a second")
@@ -394,9 +514,12 @@ def test_keys_come_from_a_file_or_the_environment(
     monkeypatch.setenv("TITANS_API_KEY", "abc")
     assert read_keys(None) == (("abc", ""),)
     path = tmp_path / "keys"
-    path.write_text("k1\n\nalice k2\n")
+    path.write_text("k1\n\n# alice\n  #bob k3\nalice k2\n")
     assert read_keys(path) == (("k1", ""), ("k2", "alice"))
-    for text in ("", "\n", "a b c", "ä"):
+    path.write_text("ann k1\nbob k1\n")
+    with pytest.raises(ValueError, match="holds a key twice: give each owner another"):
+        read_keys(path)
+    for text in ("", "\n", "a b c", "ä", "# a", "k1 #ann"):
         path.write_text(text)
         with pytest.raises(ValueError, match="must hold an ASCII key, or a name and a key"):
             read_keys(path)
@@ -571,6 +694,21 @@ def test_metrics_add_up(tmp_path: Path) -> None:
         assert "particular" not in text
 
     run(language(tmp_path, in_process=2), test)
+
+
+def test_counts_are_shown_to_the_last_digit() -> None:
+    metrics = Metrics()
+    metrics.set("titans_tokens_total", 12345678, kind="prompt")
+    for _ in range(3):
+        metrics.observe("titans_request_seconds", 4115226.25)
+    text = metrics.text()
+    assert 'titans_tokens_total{kind="prompt"} 12345678\n' in text
+    assert "titans_request_seconds_sum 12345678.75\n" in text
+    assert "titans_request_seconds_count 3\n" in text
+
+
+def test_a_refusal_keeps_nothing_of_the_request() -> None:
+    assert stopping() is not stopping()
 
 
 def test_limits_are_checked() -> None:

@@ -247,6 +247,46 @@ def test_a_step_that_fails_loses_its_batch_and_not_the_engine(
     assert "MemoryError: no room" in caplog.text
 
 
+@pytest.mark.parametrize("call", ["leave", "drop"])
+def test_a_row_that_cannot_leave_is_told_so(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, told = started(tiny_model(num_layers=1).double())
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any) -> None:
+            raise MemoryError("no room")
+
+        patch.setattr(module.Slots, call, fail)
+        jobs = [job_of(b"x", max_tokens=9, keep=call == "leave") for _ in range(3)]
+        for job in jobs:
+            engine.submit(job)
+        assert all(isinstance(told.end(job).error, MemoryError) for job in jobs)
+    again = job_of(b"x", max_tokens=9)
+    engine.submit(again)
+    assert isinstance(told.end(again), Done)
+    engine.stop()
+
+
+def test_a_row_that_cannot_enter_takes_nobody_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(num_layers=1).double()
+    engine, told = started(model)
+    enter = module.Slots.enter
+
+    def check(self: Any, key: Job, state: Any) -> None:
+        if key.sampling.seed == 7:
+            raise MemoryError("no room")
+        enter(self, key, state)
+
+    monkeypatch.setattr(module.Slots, "enter", check)
+    good = job_of(b"x", max_tokens=200, temperature=0)
+    bad = job_of(b"y", max_tokens=3, seed=7)
+    engine.submit(good)
+    engine.submit(bad)
+    assert isinstance(told.end(bad).error, MemoryError)
+    pieces = generate(model, BYTES, b"x", max_tokens=200, temperature=0)
+    assert told.text(good) == b"".join(pieces).decode(errors="replace")
+    engine.stop()
+
+
 def test_a_stopped_engine_says_so_to_everybody() -> None:
     engine, told = started(tiny_model(num_layers=1), rows=2)
     jobs = [job_of(b"w", max_tokens=10**9) for _ in range(4)]

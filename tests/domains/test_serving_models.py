@@ -67,6 +67,11 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
     ({"rows": [{**row, "s0": "x"} for row in rows_of(table())]}, "must hold a finite number"),
     ({"rows": [{**row, "s0": [1]} for row in rows_of(table())]}, "must hold a finite number"),
     ({"rows": [{**row, "target": 1} for row in rows_of(table())]}, "is a long table"),
+    (
+        {"rows": [{**row, "item_id": [1], "target": 1.0} for row in rows_of(table())]},
+        "rows.0.item_id",
+    ),
+    ({"rows": [{**row, "s0": 10**400} for row in rows_of(table())]}, "one that is too large"),
     ({"rows": rows_of(table()), "quantiles": [2]}, "between 0 and 1"),
     ({"rows": rows_of(table()), "quantiles": ["0.5"]}, "quantiles.0 must be a valid number"),
     ({"rows": rows_of(table()), "horizon": 3}, "horizon is not known"),

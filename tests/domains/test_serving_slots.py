@@ -10,6 +10,7 @@ from mixers import held
 from tiny_language import VOCAB, tiny_model
 
 from titans_core.state import named_tensors, state_bytes
+from titans_domains.serving import slots as module
 from titans_domains.serving.slots import Slots, size_for
 
 MIXERS = ("lmm", "mac", "mag", "mal", "mac+mal", "attention", "gla/swa")
@@ -109,6 +110,32 @@ def test_nothing_of_a_row_that_is_gone_stays(mixer: str) -> None:
     assert mixer == "lmm" or state_bytes(slots.state) < long
     slots.drop("short")
     assert slots.state is None
+
+
+@pytest.mark.parametrize("call", ["join", "trim"])
+@torch.no_grad()
+def test_a_row_that_cannot_enter_leaves_the_others_as_they_were(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(mixer="mag", num_layers=1).double()
+    slots = Slots(model)
+    states = [model(torch.randint(0, VOCAB, (1, n)))[1] for n in (40, 3, 9)]
+    slots.enter("a", states[0])
+    slots.enter("b", states[1])
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, fail)
+        with pytest.raises(MemoryError):
+            slots.enter("c", states[2])
+    assert len(slots) == 2
+    slots.enter("d", states[2])
+    found = slots.step(dict.fromkeys("abd", 5))
+    for key, state in zip("abd", states, strict=True):
+        logits, _ = model(torch.tensor([[5]]), state)
+        assert_same_result((found[key], ()), (logits[0, -1], ()))
 
 
 def test_batches_have_few_sizes() -> None:

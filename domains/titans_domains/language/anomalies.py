@@ -53,6 +53,8 @@ def surprises_of(
         raise ValueError(
             f"The model has no memory that could be surprised: its mixer is {model.backbone.config.mixer}."
         )
+    if not text:
+        raise ValueError("text is empty: give at least one byte.")
     found: dict[Recall, list[Tensor]] = {memory: [] for memory in memories}
 
     def listen(memory: Any, inputs: tuple[Any, ...]) -> None:
@@ -83,9 +85,10 @@ def _pieces(tokens: Tensor) -> list[Tensor]:
 
 
 def usual_of(surprise: Float[Tensor, "T U"]) -> Usual:
-    """Of a text that is trusted, or of the one that is judged, where most of it is."""
-    median = surprise.median(0).values
-    return Usual(median, (surprise - median).abs().median(0).values)
+    """Of a text that is trusted, or of the one that is judged, where most of it is; of what is finite."""
+    finite = surprise.where(surprise.isfinite(), torch.nan)
+    median = finite.nanmedian(0).values
+    return Usual(median, (finite - median).abs().nanmedian(0).values)
 
 
 def check_far(far: float) -> None:
@@ -101,19 +104,25 @@ def anomalies(
     usual: Usual | None = None,
     far: float = FAR,
 ) -> list[Anomaly]:
-    """The tokens whose surprise is above median + far * deviation in any unit, those in a row as one."""
+    """The tokens whose surprise is above median + far * deviation in any unit, those in a row as one.
+
+    One that is not finite is infinitely far out: it has broken the memory.
+    """
     check_far(far)
+    if usual is not None and not all(x.isfinite().all() for x in usual):
+        raise ValueError("usual must be finite: take it from a text that breaks no memory.")
     median, deviation = usual_of(surprise) if usual is None else usual
     # Where most tokens surprise alike, rounding is no anomaly.
     scale = deviation.maximum(1e-6 * median.abs()).clamp_min(torch.finfo(surprise.dtype).tiny)
-    scores, units = ((surprise - median) / scale).max(1)
+    scores = ((surprise - median) / scale).where(surprise.isfinite(), torch.inf)
+    most, units = scores.max(1)
     sizes = [
         len(tokenizer.decode([token])) for token in stream_of(tokenizer, text, state=()).tolist()
     ]
     found: list[Anomaly] = []
     at, last = 0, -2
     for token, (score, unit, size) in enumerate(
-        zip(scores.tolist(), units.tolist(), sizes, strict=True)
+        zip(most.tolist(), units.tolist(), sizes, strict=True)
     ):
         if score > far:
             one = Anomaly(at, at + size, 1, score, unit)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Response
@@ -18,7 +19,7 @@ from titans_domains.serving.asgi import (
     when_left,
 )
 from titans_domains.serving.bodies import CompletionBody
-from titans_domains.serving.errors import STOPPING, ServiceError, job_error
+from titans_domains.serving.errors import ServiceError, job_error, stopping
 from titans_domains.serving.jobs import Done, Event, Failed, Job, StoppedError, Text
 from titans_domains.serving.sampling import Sampling
 from titans_domains.serving.sessions import checked_store, name_of
@@ -45,6 +46,7 @@ class Answer(Response):
         store = None if body.session is None else checked_store(to.store)
         self.turn = Turn(store, name_of(owner, body.session or ""), body.session)
         self.prompt_tokens = 0
+        self.left: Callable[[], bool] = lambda: False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -105,6 +107,7 @@ class Answer(Response):
         inbox: Inbox = asyncio.Queue()
         self.to.inboxes[job] = inbox
         left = asyncio.ensure_future(when_left(receive, lambda: inbox.put_nowait(None)))
+        self.left = left.done
         try:
             self._submit(job)
             first = await inbox.get()
@@ -124,10 +127,11 @@ class Answer(Response):
         try:
             self.to.engine.submit(job)
         except StoppedError:
-            raise STOPPING from None
+            raise stopping() from None
 
     async def _whole(self, event: Event, send: Send) -> None:
-        done = await self._settled(event)
+        if (done := await self._settled(event)) is None:
+            return
         content = {**self._object(done.text, done.reason), "usage": self._usage(done)}
         await send_json(send, content)
 
@@ -158,7 +162,8 @@ class Answer(Response):
                 event = await inbox.get()
             if event is None:
                 return
-            done = await self._settled(event)
+            if (done := await self._settled(event)) is None:
+                return
             await data({**self._object(done.text, done.reason), **empty})
             if counted:
                 await data({**self._object("", None), "choices": [], "usage": self._usage(done)})
@@ -169,11 +174,14 @@ class Answer(Response):
             await data(error.content)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _settled(self, event: Event) -> Done:
-        """The end, once the session has been given back; only then is it told."""
+    async def _settled(self, event: Event) -> Done | None:
+        """The end, once the session has been given back; None where the client left before that."""
         if isinstance(event, Failed):
             raise job_error(event.error)
         assert isinstance(event, Done)
+        # The engine may be far ahead of what the client has been sent.
+        if self.left():
+            return None
         await in_thread(lambda: self.turn.keep(event.state))
         return event
 

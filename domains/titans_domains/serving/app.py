@@ -51,7 +51,7 @@ def create_app(service: Service, backend: Backend) -> FastAPI:
         yield
         await in_thread(backend.stop)
 
-    app = FastAPI(title="titans", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="titans", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.add_middleware(Guard, service=service)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -97,7 +97,11 @@ def sentence_of(errors: Sequence[Any]) -> ServiceError:
     # Of a union, such as that of `stop`, the places name the types that were tried.
     path = [str(part) for part in error["loc"] if part != "body" and "[" not in str(part)]
     path = path[:1] if path[:1] == ["stop"] else path
-    where = ".".join(path)
+    where = _name(".".join(path))
+    if error["type"] == "string_unicode" and not path:
+        return ServiceError(
+            400, "A name in the body is half a letter: leave it away.", code="invalid_value"
+        )
     if error["type"] == "json_invalid":
         return ServiceError(400, "The body is no JSON: send a JSON object.", code="invalid_json")
     if not path:
@@ -115,6 +119,11 @@ def sentence_of(errors: Sequence[Any]) -> ServiceError:
         words = error["msg"].replace("Input should", "must").replace("should", "must")
         message = f"{where} {words[0].lower()}{words[1:]}: got {_shown(error.get('input'))}."
     return ServiceError(400, message, param=where, code="invalid_value")
+
+
+def _name(where: str) -> str:
+    """Where something stands, which a client may have made up, of any length."""
+    return where if where.isprintable() and len(where) <= 60 else _shown(where)
 
 
 def _shown(value: Any) -> str:

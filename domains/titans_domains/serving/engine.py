@@ -125,16 +125,14 @@ class Engine:
             left -= len(piece)
             try:
                 logits = self._read(job, piece)
+                if len(job.ids):
+                    self.reading.rotate(-1)
+                    continue
+                self._begin(job, logits)
             # Whatever one prompt runs into, the others go on.
             except Exception as error:
-                self.reading.popleft()
                 self._fail(job, error)
-                continue
-            if len(job.ids):
-                self.reading.rotate(-1)
-            else:
-                self._begin(job, logits)
-                self.reading.remove(job)
+            self.reading.remove(job)
 
     @torch.no_grad()
     def _read(self, job: Job, piece: torch.Tensor) -> torch.Tensor:
@@ -217,12 +215,14 @@ class Engine:
 
     def _end(self, job: Job) -> Any:
         """Takes a job out of its batch; its state, where that is asked for."""
-        self.running.remove(job)
-        slots = self.slots[job.write]
+        slots, state = self.slots[job.write], None
         if job.keep and not job.cancelled:
-            return slots.leave(job)
-        slots.drop(job)
-        return None
+            state = slots.leave(job)
+        else:
+            slots.drop(job)
+        # Only now: where that fails, all that are running are told so.
+        self.running.remove(job)
+        return state
 
     def _break(self, job: Job) -> None:
         """Fails a job that has no finite logits."""

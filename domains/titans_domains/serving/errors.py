@@ -47,10 +47,16 @@ class ServiceError(Exception):
         return json.dumps(self.content).encode()
 
 
-STOPPING = ServiceError(
-    503, "The service is stopping: ask again in a while.", code="stopping",
-    headers={"Retry-After": "5"},
-)  # fmt: skip
+NO_USE = {"X-Should-Retry": "false"}
+"""What OpenAI's client heeds, which else repeats every 409."""
+
+
+def stopping() -> ServiceError:
+    return ServiceError(
+        503, "The service is stopping: ask again in a while.", code="stopping",
+        headers={"Retry-After": "5"},
+    )  # fmt: skip
+
 
 SESSION_ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownSessionError: (
@@ -79,7 +85,9 @@ def session_error(error: Exception, session: str) -> ServiceError | None:
     """What to answer where a session could not be used."""
     for kind, (status, code, sentence) in SESSION_ERRORS.items():
         if isinstance(error, kind):
-            return ServiceError(status, sentence.format(session), code=code, param="session")
+            headers = {} if kind is SessionInUseError else NO_USE
+            message = sentence.format(session)
+            return ServiceError(status, message, code=code, param="session", headers=headers)
     if isinstance(error, OSError):
         if error.errno in FULL:
             return ServiceError(
@@ -92,7 +100,7 @@ def session_error(error: Exception, session: str) -> ServiceError | None:
 def job_error(error: Exception) -> ServiceError:
     """What to answer where the model could not be used."""
     if isinstance(error, StoppedError):
-        return STOPPING
+        return stopping()
     if isinstance(error, NotFiniteError):
         return ServiceError(
             500, "The model's answer is not finite after this prompt: nothing of it was kept.",

@@ -34,10 +34,19 @@ class Forecasts:
     def forecast(self, body: ForecastBody) -> dict[str, Any]:
         import pandas as pd
 
+        name = self.config.data.item_id
         try:
+            for number, row in enumerate(body.rows):
+                if isinstance(row.get(name), list | dict):
+                    raise ValueError(f"rows.{number}.{name} must be a name or a number.")
             table = pd.DataFrame(body.rows)
             series = from_table(table, **self.config.data.options())
             found = to_table(self.predictor.predict(series), body.quantiles)
+        except OverflowError as error:
+            raise ServiceError(
+                400, "rows must hold finite numbers: got one that is too large.", param="rows",
+                code="invalid_table",
+            ) from error  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServiceError(400, str(error), param="rows", code="invalid_table") from error
         self.service.metrics.count("titans_items_total", len(series))

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 
 from titans_domains.serving.asgi import App, Message, Receive, Scope, Send, send_error
-from titans_domains.serving.errors import STOPPING, ServiceError
+from titans_domains.serving.errors import ServiceError, stopping
 from titans_domains.serving.service import Service
 
 OPEN = "/healthz"
@@ -48,11 +49,13 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.service.stopping and scope["path"] not in WHILE_STOPPING:
-            raise STOPPING
+            raise stopping()
         scope["titans.owner"] = ""
         if scope["path"] != OPEN:
             scope["titans.owner"] = self.service.owner(headers.get(b"authorization"))
-        body = await self._body(headers.get(b"content-length", "0"), receive)
+            self.service.check_site(headers.get(b"host", ""), headers.get(b"origin"))
+        with ExitStack() as held:
+            body = await self._body(headers.get(b"content-length", "0"), receive, held)
         given = False
 
         async def again() -> Message:
@@ -64,8 +67,8 @@ class Guard:
 
         await self.app(scope, again, send)
 
-    async def _body(self, announced: str, receive: Receive) -> bytes:
-        """All of the body; 413 where it is too long, 408 where it does not come."""
+    async def _body(self, announced: str, receive: Receive, held: ExitStack) -> bytes:
+        """All of the body; 413 where it is too long, 408 where it does not come, 429 beside too many."""
         most = self.service.config.max_body
         too_long = ServiceError(
             413,
@@ -88,6 +91,9 @@ class Guard:
                     if size > most:
                         raise too_long
                     more = message.get("more_body", False)
+                    # From its first bytes on.
+                    if more and size == len(parts[-1]) > 0:
+                        held.enter_context(self.service.receiving())
         except TimeoutError:
             raise ServiceError(408, "The body did not come in time: send it at once.") from None
         return b"".join(parts)

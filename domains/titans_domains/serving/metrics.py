@@ -51,19 +51,19 @@ class Metrics:
             for name, (kind, words) in KINDS.items():
                 lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
                 for labels, value in self._values.get(name, {}).items():
-                    lines.append(f"{name}{_braces(dict(labels))} {value:g}")
+                    lines.append(f"{name}{_braces(dict(labels))} {value!r}")
                 for labels, cells in self._seconds.get(name, {}).items():
                     lines += _histogram(name, dict(labels), cells)
         return "\n".join(lines) + "\n"
 
 
 def _histogram(name: str, labels: Mapping[str, str], cells: list[float]) -> list[str]:
-    lines, total = [], 0.0
+    lines, total = [], 0
     for limit, count in zip((*map(str, BUCKETS), "+Inf"), cells[:-1], strict=True):
-        total += count
-        lines.append(f"{name}_bucket{_braces({**labels, 'le': limit})} {total:g}")
+        total += int(count)
+        lines.append(f"{name}_bucket{_braces({**labels, 'le': limit})} {total}")
     return [
-        *lines, f"{name}_sum{_braces(labels)} {cells[-1]:.6g}", f"{name}_count{_braces(labels)} {total:g}"
+        *lines, f"{name}_sum{_braces(labels)} {cells[-1]!r}", f"{name}_count{_braces(labels)} {total}"
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Response
 
 from titans_domains.serving.asgi import Receive, Send, send_json, when_left
-from titans_domains.serving.errors import STOPPING, ServiceError, job_error
+from titans_domains.serving.errors import ServiceError, job_error, stopping
 from titans_domains.serving.service import Service
 
 log = logging.getLogger("titans.serving")
@@ -56,7 +56,7 @@ class WorkAnswer(Response):
             try:
                 work = asyncio.get_running_loop().run_in_executor(self.queue.thread, self._work)
             except RuntimeError:
-                raise STOPPING from None
+                raise stopping() from None
             left = asyncio.ensure_future(when_left(receive, lambda: work.cancel()))
             try:
                 content = await work
@@ -66,7 +66,7 @@ class WorkAnswer(Response):
                 if left.done():
                     return
                 if self.queue.service.stopping:
-                    raise STOPPING from None
+                    raise stopping() from None
                 raise
             except Exception as error:
                 log.error("A request failed: %s: %s", type(error).__name__, error)

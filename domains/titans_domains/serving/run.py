@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from titans_domains.serving.app import Backend
+from titans_domains.serving.asgi import in_thread
 from titans_domains.serving.service import Service
 
 TICK = 0.05
@@ -54,10 +55,7 @@ def serve(
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, timeout_graceful_shutdown=LAST_SECONDS
     )
-    try:
-        asyncio.run(_serve(Server(config), service, backend, listener, ready))
-    finally:
-        backend.close()
+    asyncio.run(_serve(Server(config), service, backend, listener, ready))
 
 
 async def _serve(
@@ -70,6 +68,21 @@ async def _serve(
     loop, asked = asyncio.get_running_loop(), asyncio.Semaphore(0)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.release)
+    try:
+        await _answer(server, service, backend, listener, ready, asked)
+    finally:
+        # In the loop, where a further signal ends nothing before all is written.
+        await in_thread(backend.close)
+
+
+async def _answer(
+    server: Server,
+    service: Service,
+    backend: Backend,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    asked: asyncio.Semaphore,
+) -> None:
     serving = asyncio.ensure_future(server.serve([listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)
@@ -81,7 +94,7 @@ async def _serve(
     service.stopping = True
     await _until_idle(service, asked, service.config.grace)
     # What is still running is told that the service stops, and its sessions stay as they were.
-    await loop.run_in_executor(None, backend.stop)
+    await in_thread(backend.stop)
     await _until_idle(service, asked, LAST_SECONDS)
     server.should_exit = True
     await serving

@@ -5,8 +5,9 @@ import hmac
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import SplitResult, urlsplit
 
-from titans_domains.serving.errors import STOPPING, ServiceError
+from titans_domains.serving.errors import ServiceError, stopping
 from titans_domains.serving.metrics import Metrics
 from titans_domains.serving.settings import ServeConfig
 
@@ -17,7 +18,7 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         self.config, self.metrics = config, Metrics()
         self.begun = int(time.time())
-        self.at_work = 0
+        self.at_work = self.being_sent = 0
         self.stopping = False
         self._keys = [(_digest(key), owner) for key, owner in config.keys]
 
@@ -40,18 +41,47 @@ class Service:
     def place(self) -> Iterator[None]:
         """Counts a request among those at work or waiting; 429 where there are as many as may be."""
         if self.stopping:
-            raise STOPPING
-        most = self.config.concurrency + self.config.queue
-        if self.at_work >= most:
-            raise ServiceError(
-                429, f"The service is busy with {most} requests: ask again in a second.",
-                code="too_many_requests", headers={"Retry-After": "1"},
-            )  # fmt: skip
+            raise stopping()
+        self._check_room(self.at_work)
         self.at_work += 1
         try:
             yield
         finally:
             self.at_work -= 1
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Counts a body that is being sent, for which as many bytes may be held as for those at work."""
+        self._check_room(self.being_sent)
+        self.being_sent += 1
+        try:
+            yield
+        finally:
+            self.being_sent -= 1
+
+    def check_site(self, host: str, origin: str | None) -> None:
+        """403 for what a page of another site has a browser send, where no key keeps it out."""
+        if self._keys:
+            return
+        known = self.config.hosts
+        if known and _address(f"//{host}").hostname not in known:
+            raise ServiceError(
+                403, f"This service is asked at {known[0]}: ask there, or have it started with a key.",
+                code="wrong_host",
+            )  # fmt: skip
+        if origin is not None and _address(origin).netloc != host:
+            raise ServiceError(
+                403, "A page of another site may not ask: have the service started with a key.",
+                code="wrong_origin",
+            )  # fmt: skip
+
+    def _check_room(self, count: int) -> None:
+        most = self.config.concurrency + self.config.queue
+        if count >= most:
+            raise ServiceError(
+                429, f"The service is busy with {most} requests: ask again in a second.",
+                code="too_many_requests", headers={"Retry-After": "1"},
+            )  # fmt: skip
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.config.name:
@@ -59,6 +89,13 @@ class Service:
                 404, f"There is no model {name!r} here: the one that is served is {self.config.name!r}.",
                 code="model_not_found", param="model",
             )  # fmt: skip
+
+
+def _address(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
 
 
 def _digest(key: str) -> bytes:

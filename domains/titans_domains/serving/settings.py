@@ -9,6 +9,7 @@ from pathlib import Path
 class ServeConfig:
     name: str = "titans"  # of the model, as clients have it
     keys: tuple[tuple[str, str], ...] = ()  # API keys, each with whose sessions it opens
+    hosts: tuple[str, ...] = ()  # names under which one without keys is asked; none: any
     max_body: int = 2**20  # bytes of a request
     max_prompt: int = 32_768  # tokens of a prompt
     max_tokens: int = 4096  # tokens made by a request
@@ -35,6 +36,7 @@ def read_keys(path: Path | None) -> tuple[tuple[str, str], ...]:
     """The keys of a file, or that of the environment variable TITANS_API_KEY.
 
     A line holds a key, or a name and a key: sessions belong to the name, so that a key can be changed.
+    Lines that begin with # are passed over.
     """
     if path is None:
         text, where = os.environ.get(KEY, ""), KEY
@@ -43,6 +45,14 @@ def read_keys(path: Path | None) -> tuple[tuple[str, str], ...]:
     else:
         text, where = path.read_text(encoding="utf-8"), str(path)
     lines = [line.split() for line in text.splitlines() if line.strip()]
-    if not lines or any(len(parts) > 2 or not "".join(parts).isascii() for parts in lines):
-        raise ValueError(f"{where} must hold an ASCII key, or a name and a key, in each line.")
+    lines = [parts for parts in lines if not parts[0].startswith("#")]
+    if not lines or any(
+        len(parts) > 2 or parts[-1].startswith("#") or not "".join(parts).isascii()
+        for parts in lines
+    ):
+        raise ValueError(
+            f"{where} must hold an ASCII key, or a name and a key, in each line: no key begins with #."
+        )
+    if len({parts[-1] for parts in lines}) < len(lines):
+        raise ValueError(f"{where} holds a key twice: give each owner another.")
     return tuple((parts[-1], parts[0] if len(parts) == 2 else "") for parts in lines)

@@ -38,7 +38,11 @@ class Slots:
         row = self.keys.index(None)
         self._put(row, state)
         self.keys[row] = key
-        self._tidy()
+        try:
+            self._tidy()
+        except BaseException:
+            self.keys[row] = None
+            raise
 
     def leave(self, key: Any) -> Any:
         """The state of a row that goes."""
@@ -75,8 +79,8 @@ class Slots:
         rows = [row for row, key in enumerate(self.keys) if key is not None]
         free = size - len(rows)
         states = [take_row(self.state, row) for row in rows]
-        self.keys = [self.keys[row] for row in rows] + [None] * free
-        self.state = join([*states, *[self.fresh] * free])
+        state = join([*states, *[self.fresh] * free])
+        self.keys, self.state = [self.keys[row] for row in rows] + [None] * free, state
 
     def _put(self, row: int, state: Any) -> None:
         """Writes a state over a row."""

@@ -19,12 +19,12 @@ class Turn:
         self.state: Any = None
         self.frozen = False
         self._lock = threading.Lock()
-        self._taken = self._over = False
+        self._over = False
 
     @property
     def kept(self) -> bool:
         """Whether the state at the end is asked for."""
-        return self._taken
+        return self.state is not None and not self.frozen
 
     @property
     def begins(self) -> bool:
@@ -38,18 +38,16 @@ class Turn:
             if self._over:
                 return
             try:
-                if self.store.is_frozen(self.name):
-                    # Nothing of it changes, so that many may read it at once.
-                    self.state, self.frozen = self.store.peek(self.name), True
-                else:
-                    self.state, self._taken = self.store.take(self.name), True
+                # Of a frozen one nothing changes, so that many may read it at once.
+                frozen = self.store.is_frozen(self.name)
+                self.state, self.frozen = self.store.take(self.name, write=not frozen), frozen
             except (ValueError, OSError) as error:
                 raise self._said(error) from error
 
     def keep(self, state: Any) -> None:
         """Gives the session back with what it has read; as it was where that fails."""
         with self._lock:
-            if self._over or not self._taken:
+            if self._over or not self.kept:
                 return
             self._over = True
             assert self.store is not None
@@ -67,7 +65,7 @@ class Turn:
             if self._over:
                 return
             self._over = True
-            if self._taken and self.store is not None:
+            if self.state is not None and self.store is not None:
                 self.store.release(self.name)
 
     def _said(self, error: Exception) -> ServiceError:

@@ -95,6 +95,23 @@ def test_texts_that_surprise_alike_have_no_anomaly() -> None:
     assert [a.start for a in anomalies(BYTES, b"aaaa", nearly)] == [2]
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("begin", [3, 10, 19])
+def test_what_is_not_finite_is_infinitely_far_out(broken: float, begin: int) -> None:
+    surprise = torch.rand(20, 3)
+    surprise[begin:, 1] = broken
+    [found] = anomalies(BYTES, b"x" * 20, surprise)
+    assert (found.start, found.end, found.unit) == (begin, 20, 1)
+    assert found.score == torch.inf
+    # The finite ones are judged by each other.
+    surprise[:, 1] = broken
+    surprise[5, 2] = 1e6
+    [found] = anomalies(BYTES, b"x" * 20, surprise)
+    assert (found.tokens, found.score) == (20, torch.inf)
+    calm = torch.rand(20, 1)
+    assert usual_of(calm) == usual_of(torch.cat([calm, torch.full((9, 1), broken)]))
+
+
 def test_what_is_usual_may_come_from_another_text() -> None:
     trusted = Usual(torch.tensor([1.0]), torch.tensor([0.1]))
     # Of a text that is poisoned throughout, every token.
@@ -138,5 +155,10 @@ def test_places_are_those_of_bytes() -> None:
 def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(ValueError, match="has no memory that could be surprised: its mixer is att"):
         surprises_of(tiny_model(mixer="attention"), BYTES, b"text")
+    with pytest.raises(ValueError, match="text is empty: give at least one byte"):
+        surprises_of(tiny_model(), BYTES, b"")
+    nowhere = Usual(torch.tensor([torch.nan]), torch.ones(1))
+    with pytest.raises(ValueError, match="usual must be finite: take it from a text"):
+        anomalies(BYTES, b"a", torch.ones(1, 1), usual=nowhere)
     with pytest.raises(ValueError, match="far must be above 0 deviations: got nan"):
         anomalies(BYTES, b"a", torch.ones(1, 1), far=float("nan"))
