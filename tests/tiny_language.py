@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from titans_core import AttentionConfig, BackboneConfig, HybridConfig, MemoryConfig
-from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint, load_tensors
+from titans_core.files import load_tensors
+from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint
 from titans_domains.config import override
 from titans_domains.language import DOMAIN, LanguageConfig
 from titans_domains.language.model import LanguageModel

@@ -57,6 +57,10 @@ class Mixer(Protocol):
     def restart_caches(self, state: Any) -> Any: ...
 
 
+MOST_LAYERS = 1024
+"""Far beyond what anybody trains: a file that asks for more is not one to build a model from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     dim: int = 128
@@ -74,6 +78,8 @@ class BackboneConfig:
         for name in ("dim", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}.")
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {MOST_LAYERS}: got {self.num_layers}.")
         check_mixer(self.mixer)
         if self.num_layers < len(self.mixers):
             raise ValueError(

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from titans_cli import language_eval, language_use
+from titans_cli import language_eval, language_suites, language_use
 from titans_cli.language_eval import Run
-from titans_cli.options import MOST, Device, Force, Json, Out, Preset, Set, TrainSeed
+from titans_cli.options import MOST, Checkpoint, Device, Force, Json, Out, Preset, Set, TrainSeed
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 
@@ -119,13 +119,21 @@ def evaluate(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a picture that is there already.")
     ] = False,
+    checkpoint: Checkpoint = "last",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Bits per byte over a whole text, memory carried, frozen and reset, beside the floors."""
     if positions:
         language_eval.by_position(
-            run, data, device, checkpoint, length=length, picture=picture, force=force, as_json=as_json
+            run,
+            data,
+            device,
+            checkpoint,
+            length=length,
+            picture=picture,
+            force=force,
+            as_json=as_json,
         )
         return
     if length is not None or picture is not None:
@@ -188,6 +196,7 @@ def read(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a memory file that is there already.")
     ] = False,
+    checkpoint: Checkpoint = "last",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -197,7 +206,9 @@ def read(
             raise ValueError(
                 "--anomalies reads from a fresh memory on and keeps none: leave --memory and --from out."
             )
-        language_use.show_anomalies(run, document, far, device, checkpoint, as_json)
+        if checkpoint != "last":
+            raise ValueError("--anomalies reads with the last checkpoint: leave --checkpoint out.")
+        language_use.show_anomalies(run, document, far, device, as_json)
         return
     if memory is None:
         raise ValueError("Give --memory FILE to keep the memory in, or --anomalies.")
@@ -238,6 +249,7 @@ def generate_text(
         typer.Option("--memory", metavar="FILE", help="Memory file that the text goes on from."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST, help="Seed of the sampling.")] = 0,
+    checkpoint: Checkpoint = "last",
     device: Device = "auto",
 ) -> None:
     """Generate text from a trained run, letter by letter."""
@@ -277,3 +289,6 @@ app.command(
     name="lm-eval",
     epilog="Example: titans language lm-eval runs/tiny --tasks mine --include-path tasks",
 )(language_eval.lm_eval)
+app.command(
+    epilog="Example: titans language ask runs/tiny --suite ruler --tasks niah_single_1 --count 20"
+)(language_suites.ask)

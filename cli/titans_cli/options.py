@@ -52,3 +52,11 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON, for scripts."),
 ]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="WHICH",
+        help="last, or best: the one with the best validation.",
+    ),
+]

@@ -1,18 +1,23 @@
 """Checkpoints as safetensors and JSON: nothing in them is code, and none is ever half-written."""
 
-import dataclasses
 import json
 import math
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
-from titans_core.files import sha256_of, sync_folder, write_synced, write_tensors, write_whole
+from titans_core.files import (
+    load_tensors,
+    sha256_of,
+    sync_folder,
+    write_synced,
+    write_tensors,
+    write_whole,
+)
 from titans_core.state import StateT, settings_of
 
 SCHEMA = 1
@@ -21,6 +26,8 @@ BEST = "best.json"
 """Names the checkpoint with the lowest first figure of validation, beside the checkpoints."""
 CONFIGURATION = "titans_configuration"
 """The key of the weights' header under which a checkpoint says what was trained."""
+LARGEST_JSON = 2**24
+"""Bytes of a file of settings; ours are some thousands."""
 OTHER_STATE = (
     "The checkpoint's carried state is not one of this configuration: it was written under another."
 )
@@ -39,13 +46,12 @@ NEEDED = (
 def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_last: int = 2) -> None:
     """Lightning's checkpoint as a folder: weights, other tensors, and everything else as JSON.
 
-    Its `configuration` (see `configuration_of`) stands beside the weights, in the header of their file.
-    All of it is on the disk before it bears its name. Of older ones the last few stay, and the best
-    by the first of the figures under `valid`.
+    Its `configuration` (see `weights.configuration_of`) stands beside the weights, in their file's
+    header. All of it is on the disk before it bears its name. Of older ones the last few stay, and the
+    best by the first of the figures under `valid`: see `settle`.
     """
     rest = dict(checkpoint)
     configuration = {CONFIGURATION: json.dumps(rest.pop("configuration", {}))}
-    valid = rest.pop("valid", {})
     weights = {k.removeprefix("model."): v for k, v in rest.pop("state_dict").items()}
     tensors: dict[str, torch.Tensor] = {}
     packed = pack(rest, tensors)
@@ -56,20 +62,42 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_last: int = 
         write_tensors(weights, draft / WEIGHTS, configuration)
         write_tensors(tensors, draft / TENSORS)
         sums = {name: sha256_of(draft / name) for name in (WEIGHTS, TENSORS)}
+        sums["checkpoint"] = _sum(packed)
         write_synced(
             draft / REST, json.dumps({"schema": SCHEMA, "sha256": sums, "checkpoint": packed})
         )
         sync_folder(draft)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            remove_checkpoint(path)
         os.replace(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     sync_folder(path.parent)
+    settle(path, checkpoint.get("valid", {}), keep_last=keep_last)
+
+
+def _sum(packed: Any) -> str:
+    return sha256(json.dumps(packed).encode()).hexdigest()
+
+
+def settle(path: Path, valid: dict[str, float], *, keep_last: int) -> None:
+    """What follows the newest checkpoint: the best is named anew, and those that have had their time go.
+
+    A process that was killed before it came to this is made up for when the run goes on.
+    """
     best = _best_of(path, valid)
     for old in complete(path.parent)[:-keep_last]:
         if old.name != best:
-            shutil.rmtree(old)
+            remove_checkpoint(old)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Takes a checkpoint away at once: one that is half removed does not bear its name."""
+    gone = path.with_name(path.name + ".old.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone)
 
 
 def _best_of(path: Path, valid: dict[str, float]) -> str | None:
@@ -78,10 +106,17 @@ def _best_of(path: Path, valid: dict[str, float]) -> str | None:
     best = read_json(file) if file.exists() else {}
     if valid:
         (name, value), *_ = valid.items()
-        if math.isfinite(value) and (best.get("figure") != name or value < best["value"]):
+        if math.isfinite(value) and (best.get("figure") != name or value < _value(best, file)):
             best = {"schema": SCHEMA, "checkpoint": path.name, "figure": name, "value": value}
             write_whole(file, json.dumps(best) + "\n")
     return best.get("checkpoint")
+
+
+def _value(best: dict[str, Any], file: Path) -> float:
+    value = best.get("value")
+    if not isinstance(value, int | float):
+        raise ValueError(f"{file} is damaged: it has no value. Take it away to begin it anew.")
+    return value
 
 
 def check_sums(path: Path, names: tuple[str, ...] = (WEIGHTS, TENSORS)) -> dict[str, Any]:
@@ -107,11 +142,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = unpack(table["checkpoint"], tensors)
         missing = [name for name in NEEDED if name not in checkpoint]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         missing = ["checkpoint"]
     if missing:
         raise ValueError(
             f"{path / REST} is damaged: its {missing[0]!r} is absent or does not fit {TENSORS}."
+        )
+    # Checkpoints had no checksum of it once.
+    if table["sha256"].get("checkpoint", _sum(table["checkpoint"])) != _sum(table["checkpoint"]):
+        raise ValueError(
+            f"{path / REST} is damaged: it is not what was written. Take {path} away to go on from the "
+            "checkpoint before it."
         )
     checkpoint["state_dict"] = {f"model.{k}": v for k, v in weights.items()}
     return checkpoint
@@ -153,24 +194,17 @@ def best(folder: Path) -> Path:
     return found[0]
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file; ValueError where it is cut short or something else."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None
+def chosen(folder: Path, which: str) -> Path:
+    """The checkpoint that is asked for, `last` or `best`."""
+    choose = {"last": latest, "best": best}.get(which)
+    if choose is None:
+        raise ValueError(f"A checkpoint is 'last' or 'best': got {which!r}.")
+    return choose(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of this schema; ValueError where it is cut short, or of another version."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
-    try:
-        table = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is cut short or is no JSON.") from None
+    table = parse_json(path)
     if not isinstance(table, dict) or "schema" not in table:
         raise ValueError(f"{path} was not written by titans: it has no schema version.")
     if table["schema"] != SCHEMA:
@@ -181,65 +215,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def configuration_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Every setting of a model by its place, from the dataclasses that modules keep as `config`."""
-    settings: dict[str, Any] = {}
-
-    def visit(value: Any, place: str) -> None:
-        if not isinstance(value, dict):
-            settings[place] = value
-            return
-        for key, inner in value.items():
-            visit(inner, f"{place}.{key}" if place else key)
-
-    def search(module: torch.nn.Module, place: str) -> None:
-        config = getattr(module, "config", None)
-        if dataclasses.is_dataclass(config) and not isinstance(config, type):
-            # What is inside was built from it.
-            visit(dataclasses.asdict(config), place)
-            return
-        for name, child in module.named_children():
-            search(child, f"{place}.{name}" if place else name)
-
-    search(model, "")
-    return dict(json.loads(json.dumps(settings)))
-
-
-def _check_configuration(model: torch.nn.Module, path: Path) -> None:
-    """ValueError where the file says that its weights were trained under another configuration."""
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(CONFIGURATION)
-    if text is None:
-        return
-    ours, theirs = configuration_of(model), json.loads(text)
-    for name in {**theirs, **ours}:
-        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
-        if was != now:
-            raise ValueError(
-                f"{path} was trained with {name} = {was!r}, and the configuration has {now!r}: bring "
-                "that setting back, or train anew."
-            )
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fills the model; ValueError where the file's weights are not this model's.
-
-    Settings that leave every shape as it is are part of a trained model too: a checkpoint's weights
-    are refused under others. Files that say nothing of their configuration are not asked.
-    """
-    weights = load_tensors(path)
-    if path.name == WEIGHTS and (path.parent / REST).exists():
-        check_sums(path.parent, (WEIGHTS,))
-    _check_configuration(model, path)
-    ours = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    theirs = {name: tuple(x.shape) for name, x in weights.items()}
-    if ours != theirs:
-        odd = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))[0]
-        raise ValueError(
-            f"{path} is of another model: {odd} is {theirs.get(odd, 'absent')} there, "
-            f"{ours.get(odd, 'absent')} in the configuration."
-        )
-    model.load_state_dict(weights)
+def parse_json(path: Path) -> Any:
+    """What a file of settings holds; ValueError where it is no JSON, or too large to be settings."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; is this a run of titans?")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is larger than {LARGEST_JSON:,} bytes: titans did not write it.")
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is cut short or is no JSON.") from None
 
 
 def pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -23,6 +23,10 @@ def from_dict(kind: type[ConfigT], values: Any, where: str = "config") -> Config
     for key in values:
         if key not in names:
             raise ValueError(f"{where} has no setting {key!r}{_near(key, names)}.")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        bare = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if bare and field.name not in values:
+            raise ValueError(f"{where} lacks the setting {field.name!r}.")
     prefix = "" if where == "config" else f"{where}."
     return kind(**{key: _convert(hints[key], v, f"{prefix}{key}") for key, v in values.items()})
 
@@ -114,6 +118,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be finite: got a number too large.") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if hint is int and isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError(f"{where} must be below 2**64: got a larger number.")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError(f"{where} must be {hint.__name__}: got {value!r}.")
     return value

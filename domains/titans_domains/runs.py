@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from titans_core.files import write_whole
-from titans_domains.checkpoints import SCHEMA, read_json
+from titans_domains.checkpoints import SCHEMA, parse_json, read_json
 from titans_domains.config import difference, from_dict, to_dict
 from titans_domains.domain import Domain
 
 CONFIG = "config.json"
+BEGUN = ".begun.tmp"
+"""Stands in the folder of a run until it has its configuration: what was killed before is none yet."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,7 +59,7 @@ def is_run(folder: Path) -> bool:
     Other programs' models have a `config.json` too.
     """
     try:
-        table = json.loads((folder / CONFIG).read_bytes())
+        table = parse_json(folder / CONFIG)
     except (OSError, ValueError):
         return False
     return (
@@ -81,7 +83,7 @@ def train_run(
     # Lightning takes seconds to import, which is too long for those that only read runs.
     from titans_domains.training import train
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / BEGUN).exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise FileExistsError(
                 f"{out} is there already: choose another --out, go on with --resume, or replace it "
@@ -91,10 +93,6 @@ def train_run(
             raise FileExistsError(f"{out} is not a run of titans, so --force does not replace it.")
     config = domain.absolute(config)
     task = domain.task(config, device)
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    task.save_extras(out)
     table = {
         "schema": SCHEMA,
         "domain": domain.name,
@@ -102,8 +100,26 @@ def train_run(
         "data_sha256": task.data_sha256,
         "made_with": made_with(device),
     }
-    write_whole(out / CONFIG, json.dumps(table, indent=2) + "\n")
+    try:
+        clear(out)
+        task.save_extras(out)
+        write_whole(out / CONFIG, json.dumps(table, indent=2) + "\n")
+        (out / BEGUN).unlink()
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     train(task, config.train, out, device=device, show=show, talk=talk)
+
+
+def clear(out: Path) -> None:
+    """An empty folder but for `BEGUN`, which is there before anything is taken away."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / BEGUN).touch()
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
 
 
 def made_with(device: torch.device) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Trains any domain's task with Lightning: schedule, log, samples, checkpoints and exact resumption."""
 
+import errno
 import logging
-import shutil
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from titans_core import decay_groups, detach, map_state
+from titans_core.files import remove_drafts
 from titans_core.state import named_tensors
 from titans_domains.checkpoints import (
     WEIGHTS,
     complete,
-    configuration_of,
     latest,
     load_checkpoint,
-    load_weights,
     rebuild,
+    remove_checkpoint,
     save_checkpoint,
+    settle,
     step_name,
 )
 from titans_domains.domain import Task
 from titans_domains.log import Log
 from titans_domains.train_config import TrainConfig
+from titans_domains.weights import configuration_of, load_weights
 
 
 class SkippedError(Exception):
@@ -106,6 +109,8 @@ class TrainingModule(LightningModule):
         checkpoint["random"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not (checkpoint["optimizer_states"] and checkpoint["lr_schedulers"]):
+            raise LookupError("it has no optimiser")
         carried = rebuild(checkpoint["carried"], self.task.fresh_state())
         device = next(self.model.parameters()).device
         self.carried = map_state(lambda x: x.to(device), carried)
@@ -144,10 +149,12 @@ class CheckpointFolder(CheckpointIO):
         save_checkpoint(checkpoint, Path(path), keep_last=self.keep_last)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, **_: Any) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(Path(path))
+        settle(Path(path), checkpoint.get("valid", {}), keep_last=self.keep_last)
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_checkpoint(Path(path))
 
 
 class Save(Callback):
@@ -159,8 +166,10 @@ class Save(Callback):
     def __init__(self, folder: Path, config: TrainConfig, talk: Callable[[str], None]) -> None:
         self.folder, self.config, self.talk = folder, config, talk
         self.asked = 0
+        self.begun = False  # whether the checkpoint that is gone on from was taken up
 
     def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:
+        self.begun = True
         # Lightning puts back what was there before it began. Other threads cannot be asked.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -204,6 +213,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     folder = out / "checkpoints"
+    remove_drafts(out)
     # A run that was stopped before its first checkpoint goes on from its start.
     newest = latest(folder) if resume and complete(folder) else None
     if resume and newest is None:
@@ -213,6 +223,7 @@ def train(
         load_weights(task.model, newest / WEIGHTS)
         if newest.name == step_name(config.steps):
             talk(f"{out} is trained to its last step, {config.steps}: nothing is left to do.")
+    save = Save(folder, config, talk)
     trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -221,23 +232,44 @@ def train(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip or None,
         # Saving follows logging, so that a checkpoint never lacks a row of the log.
-        callbacks=[Log(out, config, show, talk), Save(folder, config, talk)],
+        callbacks=[Log(out, config, show, talk), save],
         plugins=[CheckpointFolder(config.keep_last)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    try:
+    with in_a_sentence(out, newest, save):
         trainer.fit(
             TrainingModule(task, config, folder),
             ckpt_path=None if newest is None else str(newest),
         )
+
+
+@contextmanager
+def in_a_sentence(out: Path, newest: Path | None, save: Save) -> Iterator[None]:
+    """What may end a training, and is no fault of ours, in words that say how it can go on."""
+    try:
+        yield
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         # Lightning makes an exit of it.
         raise KeyboardInterrupt from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"There is no room left on the disk for {out}: make some, and go on with --resume from what "
+            "was saved."
+        ) from None
+    except (LookupError, AttributeError, TypeError) as error:
+        if newest is None or save.begun:
+            raise
+        raise ValueError(
+            f"{newest} does not fit this run ({type(error).__name__}: {error}): take it away to go on from "
+            "the checkpoint before it."
+        ) from error
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -181,3 +181,53 @@ def test_force_trains_anew(here: Path, titans: Titans) -> None:
     again = [*TINY, "--set", "train.steps=1", "--data", "text.jsonl", "--out", "run"]
     assert titans("language", "train", *again, "--force").code == 0
     assert [p.name for p in (here / "run/checkpoints").iterdir()] == ["step-0000001"]
+
+
+@pytest.fixture
+def judged(here: Path, titans: Titans) -> Path:
+    """A run whose second checkpoint, and not its last, is the best."""
+    more = ["--set", "train.valid_every=2", "--set", "train.steps=6"]
+    assert (
+        titans("language", "train", *TINY, "--data", "text.jsonl", *more, "--out", "judged").code
+        == 0
+    )
+    best = here / "judged/checkpoints/best.json"
+    table = json.loads(best.read_text())
+    best.write_text(json.dumps(table | {"checkpoint": "step-0000004"}))
+    return here / "judged"
+
+
+def test_a_run_is_read_at_its_last_checkpoint_or_at_its_best(
+    judged: Path, here: Path, titans: Titans
+) -> None:
+    found = {}
+    for which in ("last", "best"):
+        model, tokenizer, config = load_run(judged, CPU, which)
+        training, held_out = texts_for(judged, config, None)
+        table = report(model, tokenizer, held_out, training, window=config.data.seq_len)
+        asked = titans("language", "eval", "judged", "--json", "--checkpoint", which)
+        assert json.loads(asked.out) == table
+        done = titans(
+            "language", "generate", "judged", "The", "--max-tokens", 20, "--checkpoint", which
+        )
+        assert done.out.startswith("The")
+        (here / "doc.txt").write_text("A document that is read.")
+        kept = titans(
+            "language", "read", "judged", "doc.txt", "--memory", f"{which}.memory",
+            "--checkpoint", which,
+        )  # fmt: skip
+        assert kept.code == 0
+        found[which] = (table["bits_per_byte"], done.out, (here / f"{which}.memory").read_bytes())
+    assert all(last != best for last, best in zip(found["last"], found["best"], strict=True))
+    assert (
+        json.loads(titans("language", "eval", "judged", "--json").out)["bits_per_byte"]
+        == found["last"][0]
+    )
+
+
+def test_a_best_checkpoint_that_is_not_there_costs_a_line(here: Path, titans: Titans) -> None:
+    for command in (["eval", "run"], ["generate", "run"]):
+        done = titans("language", *command, "--checkpoint", "best")
+        assert_refused(done, "There is no best checkpoint in run/checkpoints: none was validated")
+        done = titans("language", *command, "--checkpoint", "first")
+        assert_refused(done, "A checkpoint is 'last' or 'best': got 'first'.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,24 +13,26 @@ from tiny_language import tiny_model
 from torch import nn
 
 from titans_core import MemoryConfig, NeuralMemory, detach
+from titans_core.files import load_tensors, remove_drafts
 from titans_domains.checkpoints import (
     REST,
     SCHEMA,
     TENSORS,
     WEIGHTS,
     best,
+    chosen,
     complete,
-    configuration_of,
     latest,
     load_checkpoint,
-    load_tensors,
-    load_weights,
     pack,
     read_json,
     rebuild,
+    remove_checkpoint,
     save_checkpoint,
     unpack,
 )
+from titans_domains.training import CheckpointFolder
+from titans_domains.weights import configuration_of, load_weights
 
 
 class Pair(NamedTuple):
@@ -381,3 +384,74 @@ def test_weights_are_refused_under_settings_they_were_not_trained_with(tmp_path:
         ):
             load_weights(other, path)
         assert not (other.weight == 1).any()
+
+
+def test_what_a_killed_process_did_not_come_to_is_made_up_for(tmp_path: Path) -> None:
+    for step, loss in ((1, 3.0), (2, 2.0)):
+        save_checkpoint(content(step) | {"valid": {"loss": loss}}, tmp_path / f"step-{step:07d}")
+    (tmp_path / "best.json").write_text(
+        json.dumps({"schema": 1, "checkpoint": "step-0000001", "figure": "loss", "value": 3.0})
+    )
+    folder = CheckpointFolder(keep_last=1)
+    loaded = folder.load_checkpoint(tmp_path / "step-0000002")
+    assert loaded["valid"] == {"loss": 2.0}
+    assert [p.name for p in complete(tmp_path)] == ["step-0000002"]
+    assert best(tmp_path).name == "step-0000002"
+
+
+def test_a_checkpoint_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step-0000001"
+    save_checkpoint(content(1), path)
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.exists():
+            (path / REST).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_checkpoint(path)
+    assert not path.exists()
+    assert complete(tmp_path) == []
+    monkeypatch.undo()
+    remove_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "step-0000001"
+    save_checkpoint(content(1), path)
+    table = json.loads((path / REST).read_text())
+    items = dict(table["checkpoint"]["items"])
+    items["global_step"] += 1
+    table["checkpoint"]["items"] = list(map(list, items.items()))
+    (path / REST).write_text(json.dumps(table))
+    with pytest.raises(ValueError, match="training.json is damaged: it is not what was written"):
+        load_checkpoint(path)
+    # Of checkpoints of before there is no such checksum.
+    del table["sha256"]["checkpoint"]
+    (path / REST).write_text(json.dumps(table))
+    assert load_checkpoint(path)["global_step"] == 2
+
+
+@pytest.mark.parametrize("value", ["null", '"low"', "[]"])
+def test_a_best_figure_that_is_none_is_named(tmp_path: Path, value: str) -> None:
+    text = f'{{"schema": 1, "checkpoint": "step-0000001", "figure": "loss", "value": {value}}}'
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(ValueError, match="best.json is damaged: it has no value"):
+        save_checkpoint(content(1) | {"valid": {"loss": 1.0}}, tmp_path / "step-0000001")
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "/etc", "step-0000009", "", None, ["step-0000001"]]
+)
+def test_the_best_is_one_of_the_checkpoints_beside_it(tmp_path: Path, name: Any) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(content(1), folder / "step-0000001")
+    (folder / "best.json").write_text(json.dumps({"schema": 1, "checkpoint": name}))
+    with pytest.raises(FileNotFoundError, match="which is not there: take the last"):
+        chosen(folder, "best")
+    assert chosen(folder, "last").name == "step-0000001"
+    with pytest.raises(ValueError, match="A checkpoint is 'last' or 'best': got 'first'"):
+        chosen(folder, "first")

@@ -16,7 +16,8 @@ import torch
 from tiny_language import CPU, assert_same_runs, rows_of, tiny_config, write_documents
 from torch import Tensor, nn
 
-from titans_domains.checkpoints import WEIGHTS, latest, load_checkpoint, load_tensors
+from titans_core.files import load_tensors
+from titans_domains.checkpoints import REST, WEIGHTS, latest, load_checkpoint
 from titans_domains.domain import Step
 from titans_domains.language import DOMAIN, load_run
 from titans_domains.language.streams import Batch, Corpus
@@ -593,6 +594,8 @@ def test_what_is_carried_goes_on_where_the_model_is(tmp_path: Path) -> None:
     module = TrainingModule(task, task.config.train, tmp_path)
     module.on_load_checkpoint(
         {
+            "optimizer_states": [{}],
+            "lr_schedulers": [{}],
             "carried": (torch.ones(()), None),
             "cursor": {"next": 3},
             "skipped": 0,
@@ -647,3 +650,46 @@ def test_the_gradient_is_clipped_to_a_norm(tmp_path: Path, clip: float, norm: fl
     train(task, task.config.train, tmp_path, device=CPU)
     assert task.model.vector.grad is not None
     assert task.model.vector.grad.norm().item() == pytest.approx(norm, rel=1e-4)
+
+
+def forged(change: Callable[[dict[str, Any]], None], path: Path) -> None:
+    """A checkpoint whose table is another, with checksums that fit."""
+    table = json.loads((path / REST).read_text())
+    items = dict(table["checkpoint"]["items"])
+    change(items)
+    table["checkpoint"]["items"] = list(map(list, items.items()))
+    del table["sha256"]["checkpoint"]
+    (path / REST).write_text(json.dumps(table))
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
+    "cursor": lambda items: items.update(cursor={"items": []}),
+    "cursor of another kind": lambda items: items.update(cursor=3),
+    "loops": lambda items: items.update(loops={"items": []}),
+    "optimisers": lambda items: items.update(optimizer_states=[3]),
+    "no optimiser": lambda items: items.update(optimizer_states=[]),
+    "random numbers": lambda items: items.update(random=7),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a_checkpoint_that_fits_in_itself_but_not_the_run_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"))
+    train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    newest = latest(tmp_path / "run/checkpoints")
+    forged(change, newest)
+    before = (tmp_path / "run/metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match="does not fit this run|on to another") as caught:
+        resume_run(DOMAIN, tmp_path / "run", device=CPU)
+    assert str(newest) in str(caught.value)
+    assert (tmp_path / "run/metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("setting", ["model.dim=1048576", "model.ffn_dim=1000000000000"])
+def test_a_model_that_this_machine_cannot_hold_leaves_no_run(tmp_path: Path, setting: str) -> None:
+    config = tiny_config(write_documents(tmp_path / "text.jsonl"), setting)
+    with pytest.raises(MemoryError, match="To train .* parameters takes .* GiB, and cpu has"):
+        train_run(DOMAIN, config, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from titans_core import count_parameters, decay_groups
@@ -35,6 +35,7 @@ from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
 from titans_domains.train_config import TrainConfig
+from titans_domains.weights import header_of, make_model
 
 BEST, CLASSES = "best.safetensors", "classes.json"
 
@@ -46,7 +47,7 @@ def build(
     *,
     device: torch.device,
 ) -> SequenceNetwork:
-    return SequenceNetwork(config, tokenizer, outputs).to(device)
+    return make_model(lambda: SequenceNetwork(config, tokenizer, outputs), device).to(device)
 
 
 @torch.no_grad()
@@ -99,8 +100,7 @@ class ClassifyTask:
         self.best: dict[str, Tensor] | None = None
         self.lowest = math.inf
         if folder is not None and (folder / BEST).exists():
-            with safe_open(folder / BEST, framework="pt") as file:
-                self.lowest = float(file.metadata()["loss"])
+            self.lowest = _loss_of(folder / BEST)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +147,7 @@ class ClassifyTask:
     def _write_best(self, path: Path) -> None:
         assert self.best is not None
         draft = path.with_name(path.name + ".tmp")
-        write_tensors(self.best, draft, {"loss": repr(self.lowest)})
+        write_tensors(self.best, draft, {"loss": repr(self.lowest), **header_of(self.model)})
         os.replace(draft, path)
 
     def sample(self) -> None:
@@ -163,6 +163,15 @@ class ClassifyTask:
             "length": self.length,
         }
         (folder / CLASSES).write_text(json.dumps(table) + "\n")
+
+
+def _loss_of(path: Path) -> float:
+    """The loss on the validation examples that the weights in a file had."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float(file.metadata()["loss"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged: it has no loss. Train anew.") from None
 
 
 def train_until_worse(

@@ -1,6 +1,7 @@
 """A genome on disk of which any place is read without the rest, and intervals over it."""
 
 import gzip
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -141,15 +142,23 @@ def read_fai(path: Path) -> dict[str, Contig] | None:
     if not beside.is_file() or beside.stat().st_mtime < path.stat().st_mtime:
         return None
     index = {}
-    for number, line in enumerate(beside.read_text().splitlines(), 1):
-        name, *numbers = line.split("\t")
-        if len(numbers) != 4 or not all(part.isdecimal() for part in numbers):
+    for number, line in enumerate(beside.read_bytes().decode(errors="replace").splitlines(), 1):
+        contig = _contig(line)
+        if contig is None:
             raise ValueError(
                 f"{beside}, line {number} is no line of an index: delete it, or make it anew with "
                 "samtools faidx."
             )
-        index[name] = Contig(*map(int, numbers))
+        index[line.split("\t")[0]] = contig
     return index
+
+
+def _contig(line: str) -> Contig | None:
+    _, *numbers = line.split("\t")
+    if len(numbers) != 4 or not all(re.fullmatch("[0-9]{1,15}", part) for part in numbers):
+        return None
+    contig = Contig(*map(int, numbers))
+    return contig if 0 < contig.line_bases <= contig.line_width else None
 
 
 def scan(path: Path, *, compressed: bool) -> dict[str, Contig]:

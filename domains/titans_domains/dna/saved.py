@@ -10,21 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from titans_core.files import write_tensors
-from titans_domains.checkpoints import (
-    SCHEMA,
-    WEIGHTS,
-    latest,
-    load_tensors,
-    load_weights,
-    read_json,
-)
+from titans_core.files import load_tensors, write_tensors
+from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, parse_json, read_json
 from titans_domains.config import from_dict, to_dict
-from titans_domains.dna.classify import BEST, CLASSES, build
+from titans_domains.dna.classify import BEST, CLASSES
 from titans_domains.dna.encoder import ModelConfig
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, load_tokenizer, save_tokenizer
 from titans_domains.runs import CONFIG, choose_device, load_run_table
+from titans_domains.weights import header_of, read_model
 
 if TYPE_CHECKING:
     from titans_domains.dna.classifier import SequenceClassifier
@@ -63,7 +57,8 @@ def save_classifier(classifier: "SequenceClassifier", path: Path, *, force: bool
     (draft / FILE).write_text(text + "\n")
     save_tokenizer(classifier.tokenizer_, draft)
     for number, network in enumerate(classifier.networks_):
-        write_tensors(network.state_dict(), draft / f"member-{number}.safetensors")
+        file = draft / f"member-{number}.safetensors"
+        write_tensors(network.state_dict(), file, header_of(network))
     if path.exists():
         shutil.rmtree(path)
     os.replace(draft, path)
@@ -88,7 +83,10 @@ def load_classifier(
         saved = _read_run(path)
     else:
         raise FileNotFoundError(f"{path} holds neither {FILE} nor {CONFIG}: it is no classifier.")
-    classifier = kind(saved.model, device=device, **saved.settings)
+    try:
+        classifier = kind(saved.model, device=device, **saved.settings)
+    except TypeError as error:
+        raise ValueError(f"{path / FILE} is damaged: {error}.") from None
     classifier.tokenizer_ = load_tokenizer(path)
     classifier.tokenizer = classifier.tokenizer_.kind
     classifier.classes_ = np.array(saved.about["classes"])
@@ -96,28 +94,49 @@ def load_classifier(
     classifier.length_ = int(saved.about["length"])
     classifier.networks_ = []
     for file in saved.files:
-        network = build(
-            saved.model,
-            classifier.tokenizer_,
-            len(classifier.classes_),
-            device=choose_device(device),
+        network = read_model(
+            lambda: SequenceNetwork(saved.model, classifier.tokenizer_, len(classifier.classes_)),
+            file,
         )
-        load_weights(network, file)
-        classifier.networks_.append(network.eval())
+        classifier.networks_.append(network.to(choose_device(device)).eval())
     return classifier
 
 
 def _read_saved(path: Path) -> Saved:
     table = read_json(path / FILE)
     try:
-        settings = dict(table["settings"])
-        if isinstance(settings["class_weight"], list):
-            settings["class_weight"] = dict(settings["class_weight"])
-        about = {name: table[name] for name in ("classes", "multilabel", "length")}
-        files = [path / f"member-{number}.safetensors" for number in range(settings["members"])]
+        settings = _settings(table["settings"], path / FILE)
+        about = _about(table, path / FILE)
+        members = settings["members"]
+        if members != len(list(path.glob("member-*.safetensors"))):
+            raise ValueError(
+                f"{path} is damaged: it does not hold the {members!r} members that it names."
+            )
+        files = [path / f"member-{number}.safetensors" for number in range(members)]
         return Saved(settings, from_dict(ModelConfig, table["model"]), about, files)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / FILE} is damaged: it lacks {error}.") from None
+
+
+def _settings(told: Any, path: Path) -> dict[str, Any]:
+    """The estimator's settings, in which the weights of classes stand as pairs."""
+    weights = told["class_weight"]
+    if not isinstance(weights, list):
+        return {**told}
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in weights):
+        raise ValueError(f"{path} is damaged: its 'class_weight' must be pairs.")
+    return {**told, "class_weight": dict(weights)}
+
+
+def _about(table: dict[str, Any], path: Path, *more: str) -> dict[str, Any]:
+    """What a classifier answers with; ValueError where it is something else, KeyError where it lacks."""
+    kinds = {"classes": list, "multilabel": bool, "length": int} | dict.fromkeys(more, int)
+    about = {name: table[name] for name in kinds}
+    names = about["classes"] if isinstance(about["classes"], list) else []
+    odd = [name for name, kind in kinds.items() if not isinstance(about[name], kind)]
+    if odd or not names or not all(isinstance(name, str | int | float) for name in names):
+        raise ValueError(f"{path} is damaged: its {(odd or ['classes'])[0]!r} cannot be that.")
+    return about
 
 
 def _read_run(path: Path) -> Saved:
@@ -139,11 +158,11 @@ def _read_run(path: Path) -> Saved:
 def _read_classes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; is this a run of titans dna train?")
+    table = parse_json(path)
     try:
-        table = json.loads(path.read_text())
-        return {name: table[name] for name in ("classes", "multilabel", "positions", "length")}
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} is damaged: it is cut short or is no table.") from None
+        return _about(table, path, "positions")
+    except TypeError:
+        raise ValueError(f"{path} is damaged: it is no table.") from None
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it lacks {error}.") from None
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 INNER_SIZE = 5
 """Places that the convolutions after the first see."""
+MOST_DEPTH = 64
+"""Far beyond what anybody trains: a file that asks for more is not one to build a model from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class StemConfig:
         for name in ("depth", "channels", "pool"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stem.{name} must be at least 1: got {getattr(self, name)}.")
+
+        if self.depth > MOST_DEPTH:
+            raise ValueError(f"stem.depth must be at most {MOST_DEPTH}: got {self.depth}.")
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
-from titans_domains.checkpoints import WEIGHTS, latest, load_weights
+from titans_domains.checkpoints import WEIGHTS, latest
 from titans_domains.dna.classify import ClassifyTask, build
 from titans_domains.dna.configs import DNA_PRESETS, DnaConfig, DnaData
 from titans_domains.dna.encoder import ModelConfig
@@ -33,6 +33,7 @@ from titans_domains.dna.tokenizers import (
 from titans_domains.domain import Task
 from titans_domains.hub import HUB
 from titans_domains.runs import load_run_table
+from titans_domains.weights import make_model, read_model
 
 if TYPE_CHECKING:
     from titans_domains.dna.classifier import SequenceClassifier
@@ -167,7 +168,7 @@ def pretrain_task(config: DnaConfig, device: torch.device, folder: Path | None) 
     ids = [tokens_of(tokenizer, contig.sequence, contig.ignored) for contig in contigs]
     train, valid = last_share(ids, data.held_out)
     torch.manual_seed(config.seed)
-    model = new_model(config, tokenizer)
+    model = make_model(lambda: new_model(config, tokenizer), device)
     if isinstance(model, CausalModel) and model.order and folder is None:
         model.begin_from(Markov([codes_of(part) for part in train], model.order))
     return PretrainTask(
@@ -247,8 +248,8 @@ def load_model(run: Path, device: torch.device) -> Pretrained:
             f"{run} is a classifier: give a run of `titans dna pretrain`, or classify with it."
         )
     tokenizer = load_tokenizer(run)
-    model = new_model(config, tokenizer)
-    load_weights(model, latest(run / "checkpoints") / WEIGHTS)
+    weights = latest(run / "checkpoints") / WEIGHTS
+    model = read_model(lambda: new_model(config, tokenizer), weights)
     return Pretrained(model.to(device), tokenizer, config.data.seq_len)
 
 

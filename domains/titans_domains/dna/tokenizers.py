@@ -13,8 +13,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from titans_domains.checkpoints import parse_json
+from titans_domains.tokenizer_file import parse_tokenizer
+
 FILE = "tokenizer.json"
 PAD, MASK, FIRST_BASE = 0, 1, 2
+SPECIAL = ("[PAD]", "[MASK]")
+"""The first tokens of a BPE."""
 BASES = "ACGTN"
 _CODES = np.full(256, 255, np.uint8)
 _CODES[list(BASES.encode())] = range(5)
@@ -153,6 +158,12 @@ class BpeTokenizer:
         self.model = model
         self.vocab_size: int = model.get_vocab_size()
         self.pieces = [model.id_to_token(i) for i in range(self.vocab_size)]
+        odd = [p for p in self.pieces[FIRST_BASE:] if not p or set(p) - set(BASES)]
+        if odd or self.pieces[:FIRST_BASE] != list(SPECIAL):
+            raise ValueError(
+                f"A BPE of DNA must have {' and '.join(SPECIAL)} for its first tokens, and bases in all "
+                f"others: got {(odd or self.pieces)[0]!r}."
+            )
 
     @classmethod
     def train(cls, sequences: Iterable[str], vocab_size: int) -> "BpeTokenizer":
@@ -169,7 +180,7 @@ class BpeTokenizer:
         model = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=["[PAD]", "[MASK]"],
+            special_tokens=list(SPECIAL),
             initial_alphabet=list(BASES),
             show_progress=False,
         )
@@ -212,11 +223,9 @@ def from_table(table: Any, source: str = "the table") -> DnaTokenizer:
         if kind == "kmer":
             return KmerTokenizer(table["k"], table["stride"])
         if kind == "bpe":
-            from tokenizers import Tokenizer
-
-            return BpeTokenizer(Tokenizer.from_str(json.dumps(table["model"])))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{source} is no tokenizer of DNA: {error}.") from None
+            return BpeTokenizer(parse_tokenizer(json.dumps(table["model"]), source))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} is no tokenizer of DNA: {str(error).rstrip('.')}.") from None
     raise ValueError(f"{source} is no tokenizer of DNA: its kind is {kind!r}.")
 
 
@@ -228,11 +237,7 @@ def load_tokenizer(folder: Path) -> DnaTokenizer:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; is this a run of titans dna?")
-    try:
-        table = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is cut short or is no JSON.") from None
-    return from_table(table, str(path))
+    return from_table(parse_json(path), str(path))
 
 
 def pad_batch(

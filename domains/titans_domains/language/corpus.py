@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from titans_domains.hub import HUB, hub_parts, hub_rows
 
@@ -86,7 +87,7 @@ def json_documents(path: Path) -> Iterator[bytes]:
             name = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name} is not JSON: {error}.") from None
             if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
                 raise ValueError(f"{name} must be an object with a string 'text'.")
@@ -100,18 +101,27 @@ def parquet_documents(path: Path) -> Iterator[bytes]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        names = table.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a Parquet file: {error}.") from None
-    if "text" not in table.schema_arrow.names:
-        raise ValueError(f"{path} must have a column 'text': it has {table.schema_arrow.names}.")
-    row = 0
-    for batch in table.iter_batches(columns=["text"]):
-        for value in batch.column(0).to_pylist():
-            name = f"{path}, row {row}"
-            if not isinstance(value, str | None):
-                raise ValueError(f"{name} must be a string: got {type(value).__name__}.")
-            yield decodable((value or "").encode(), name)
-            row += 1
+    if "text" not in names:
+        raise ValueError(f"{path} must have a column 'text': it has {names}.")
+    for row, value in enumerate(_texts(table, path)):
+        name = f"{path}, row {row}"
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name} must be a string: got {type(value).__name__}.")
+        yield decodable((value or "").encode(), name)
+
+
+def _texts(table: Any, path: Path) -> Iterator[Any]:
+    """The values of a Parquet file's `text`; ValueError where its inside is damaged."""
+    import pyarrow
+
+    try:
+        for batch in table.iter_batches(columns=["text"]):
+            yield from batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from None
 
 
 def hub_documents(source: str, skip: int = 0) -> Iterator[bytes]:

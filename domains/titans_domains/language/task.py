@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from titans_core import PRESETS, BackboneConfig, count_parameters
-from titans_domains.checkpoints import WEIGHTS, latest, load_weights
+from titans_domains.checkpoints import WEIGHTS, chosen
 from titans_domains.domain import Step
 from titans_domains.language import corpus
 from titans_domains.language.evaluate import bits_per_byte, modes_of
@@ -24,6 +24,7 @@ from titans_domains.language.tokenizers import (
 )
 from titans_domains.runs import load_run_table
 from titans_domains.train_config import TrainConfig
+from titans_domains.weights import make_model, read_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,8 @@ class LanguageTask:
             grid=config.model.grid,
         )
         torch.manual_seed(config.seed)
-        self.model = LanguageModel(config.model, self.tokenizer.vocab_size).to(device)
+        size = self.tokenizer.vocab_size
+        self.model = make_model(lambda: LanguageModel(config.model, size), device).to(device)
         bounded = modes_of(self.model) != ("window",)
         self.carry = bounded if config.train.carry is None else config.train.carry
         if self.carry and not bounded:
@@ -218,12 +220,16 @@ HUB_BYTES = 2**20
 """Bytes of a streamed data set that are evaluated; it may have no end."""
 
 
-def load_run(run: Path, device: torch.device) -> tuple[LanguageModel, Tokenizer, LanguageConfig]:
-    """The model of a run at its newest checkpoint."""
+def load_run(
+    run: Path, device: torch.device, checkpoint: str = "last"
+) -> tuple[LanguageModel, Tokenizer, LanguageConfig]:
+    """The model of a run at its `last` checkpoint, or at the `best`, by its validation."""
     config, _ = load_run_table(run, DOMAIN)
     tokenizer = load_tokenizer(config.data.tokenizer, run)
-    model = LanguageModel(config.model, tokenizer.vocab_size)
-    load_weights(model, latest(run / "checkpoints") / WEIGHTS)
+    model = read_model(
+        lambda: LanguageModel(config.model, tokenizer.vocab_size),
+        chosen(run / "checkpoints", checkpoint) / WEIGHTS,
+    )
     return model.to(device).eval(), tokenizer, config
 
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from titans_domains.tokenizer_file import parse_tokenizer
+
 FILE = "tokenizer.json"
 
 
@@ -54,14 +56,9 @@ class BPETokenizer:
     """Byte-level BPE, so that every text can be written and read back exactly."""
 
     def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as Model
-
-        try:
-            self.model = Model.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ValueError(
-                f"{path} is not a tokenizer file of Hugging Face tokenizers: {error}."
-            ) from None
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no tokenizer file {path}.")
+        self.model = parse_tokenizer(path.read_bytes().decode(errors="replace"), str(path))
         self._take(str(path))
 
     def _take(self, source: str) -> None:

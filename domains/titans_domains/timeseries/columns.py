@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,15 @@ def find_stamps(
             f"{name} must have stamps such as 2024-01-31 13:00 in column {column!r}: got the number "
             f"{values.iloc[0]}."
         )
-    stamps = pd.to_datetime(values, errors="coerce", utc=has_zone(values))
+    with warnings.catch_warnings():
+        # That stamps are of several formats, or of none, is found out below.
+        warnings.filterwarnings("ignore", "Could not infer format", UserWarning)
+        warnings.filterwarnings("ignore", ".*mixed time zones", FutureWarning)
+        stamps = pd.to_datetime(values, errors="coerce", utc=has_zone(values))
+    if stamps.dtype == object:
+        raise ValueError(
+            f"{name} must have stamps of one time zone in column {column!r}, or of none: it has several."
+        )
     if stamps.isna().any():
         row = int(stamps.isna().to_numpy().argmax())
         raise ValueError(

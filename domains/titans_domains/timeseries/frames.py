@@ -7,6 +7,9 @@ the columns `item_id`, `timestamp` and `target`, under these names or others, an
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +64,9 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
-        # Weather stations write their degree signs in latin1, which takes any byte.
+        # pandas fills all memory at a line that ends in a carriage return alone, before a blank.
         return pd.read_csv(
-            path,
-            float_precision="round_trip",
-            low_memory=False,
-            encoding="utf-8" if is_utf8(path) else "latin1",
+            io.StringIO(text_of(path), newline=None), float_precision="round_trip", low_memory=False
         )
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} is empty.") from None
@@ -74,12 +74,19 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no CSV table: {error}.") from None
 
 
-def is_utf8(path: Path) -> bool:
+def text_of(path: Path) -> str:
+    """A file's text, perhaps compressed by gzip; ValueError where it is cut short or damaged."""
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is cut short or damaged: {error}.") from None
     try:
-        path.read_text(encoding="utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return False
-    return True
+        # Weather stations write their degree signs in latin1, which takes any byte.
+        return data.decode("latin1")
 
 
 def from_table(

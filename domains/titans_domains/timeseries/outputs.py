@@ -127,6 +127,8 @@ def to_table(output: Output) -> dict[str, Any]:
 def from_table(table: Any) -> Output:
     """What `to_table` wrote; ValueError where it is something else."""
     name = table.get("name") if isinstance(table, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"output must be one of {', '.join(NAMES)}: got {name!r}.")
     if name == "quantiles":
         levels = table.get("quantiles")
         if not isinstance(levels, list) or not 0 < len(levels) <= 1000:

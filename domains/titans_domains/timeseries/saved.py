@@ -11,21 +11,19 @@ must have the shapes that the settings ask for before any memory is taken for th
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-from titans_core.files import write_tensors
-from titans_domains.checkpoints import SCHEMA, load_tensors, read_json
+from titans_core.files import shapes_in, write_tensors
+from titans_domains.checkpoints import SCHEMA, read_json
 from titans_domains.config import from_dict, to_dict
 from titans_domains.timeseries.module import TitansModule
 from titans_domains.timeseries.network_config import NetworkConfig
 from titans_domains.timeseries.outputs import from_table, located, sizes, to_table
 from titans_domains.timeseries.predictor import TitansPredictor
 from titans_domains.timeseries.series import SeriesSpec
+from titans_domains.weights import check_weights, load_weights, planned
 
 PREDICTOR, WEIGHTS = "predictor.json", "model.safetensors"
 LARGEST_JSON = 2**24
@@ -87,17 +85,17 @@ def load_predictor(path: Path, *, device: str) -> TitansPredictor:
     batch_size, carry = table.get("batch_size"), table.get("carry")
     if type(batch_size) is not int or not 0 < batch_size < 2**20 or type(carry) is not bool:
         raise ValueError(f"{path / PREDICTOR} is damaged: it has no batch_size or carry.")
+    if not (path / WEIGHTS).is_file():
+        raise ValueError(f"{path} is not a predictor of titans: it has no {WEIGHTS}.")
     shapes = shapes_in(path / WEIGHTS)
     if max(network.model.num_layers, len(network.cardinality)) > len(shapes):
         raise ValueError(f"{path / WEIGHTS} is of another model: it has {len(shapes)} tensors.")
     arguments = {
         "spec": to_dict(spec), "network": to_dict(network), "distr_output": output, "carry": carry,
     }  # fmt: skip
-    with torch.device("meta"):
-        planned = TitansModule(**arguments).model.state_dict()
-    check_shapes({name: tuple(x.shape) for name, x in planned.items()}, shapes, path / WEIGHTS)
+    check_weights(planned(lambda: TitansModule(**arguments)).model, path / WEIGHTS)
     module = TitansModule(**arguments)
-    module.model.load_state_dict(load_tensors(path / WEIGHTS))
+    load_weights(module.model, path / WEIGHTS)
     return TitansPredictor.of(module, batch_size=batch_size, device=device)
 
 
@@ -113,25 +111,3 @@ def settings(path: Path, name: str) -> dict[str, Any]:
             f"{file} is larger than {LARGEST_JSON} bytes: it was not written by titans."
         )
     return read_json(file)
-
-
-def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, without reading its numbers."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is not a predictor of titans: it has no {path.name}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or is no safetensors file: {error}.") from None
-
-
-def check_shapes(
-    ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    if ours != theirs:
-        odd = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))[0]
-        raise ValueError(
-            f"{path} does not fit the settings beside it: {odd} is {theirs.get(odd, 'absent')} there, "
-            f"{ours.get(odd, 'absent')} in them."
-        )

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from titans_core import join, load_memory, save_memory, split
-from titans_core.files import write_tensors
-from titans_domains.checkpoints import SCHEMA, load_tensors
+from titans_core.files import load_tensors, write_tensors
+from titans_domains.checkpoints import SCHEMA
 from titans_domains.timeseries.carrying import CarryingPredictor
 from titans_domains.timeseries.frequency import old_names, period_alias
 from titans_domains.timeseries.network import ForecastState

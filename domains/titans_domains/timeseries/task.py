@@ -17,7 +17,7 @@ import torch
 
 from titans_core import count_parameters
 from titans_core.files import write_tensors, write_whole
-from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, load_weights, read_json
+from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, read_json
 from titans_domains.config import from_dict, to_dict
 from titans_domains.domain import Step
 from titans_domains.runs import choose_device, load_run_table
@@ -40,6 +40,7 @@ from titans_domains.timeseries.outputs import make_output
 from titans_domains.timeseries.predictor import TitansPredictor
 from titans_domains.timeseries.series import SeriesSpec, arrays
 from titans_domains.timeseries.windows import Batch, Places, Windows, linear_map
+from titans_domains.weights import check_weights, header_of, load_weights, make_model, planned
 
 BEST, BEST_SCORE, SPEC = "best", "score.json", "spec.json"
 VALID_WINDOWS = 512
@@ -110,7 +111,8 @@ class TimeseriesTask:
         self.carry = config.train.carry is True
         self._cut(data)
         torch.manual_seed(config.seed)
-        self.model = Forecaster(network, make_output(config.forecast.output)).to(device)
+        output = make_output(config.forecast.output)
+        self.model = make_model(lambda: Forecaster(network, output), device).to(device)
         if config.forecast.linear_start:
             # Held at the fitted map, which one learning rate for all would carry away.
             self.model.network.linear.weight.requires_grad_(False)
@@ -247,7 +249,7 @@ def save_best(model: torch.nn.Module, run: Path, loss: float) -> None:
     folder = run / BEST
     folder.mkdir(exist_ok=True)
     draft = folder / f".{WEIGHTS}.tmp"
-    write_tensors(model.state_dict(), draft)
+    write_tensors(model.state_dict(), draft, header_of(model))
     os.replace(draft, folder / WEIGHTS)
     write_whole(folder / BEST_SCORE, json.dumps({"schema": SCHEMA, "loss": loss}) + "\n")
 
@@ -259,14 +261,20 @@ def load_run(
     run, device = Path(run), choose_device(str(device))
     config, _ = load_run_table(run, DOMAIN)
     spec = from_dict(SeriesSpec, read_json(run / SPEC).get("spec"), "spec")
-    module = TitansModule(
-        spec=to_dict(spec),
-        network=to_dict(make_network(config, spec)),
-        distr_output=make_output(config.forecast.output),
-        carry=config.train.carry is True,
-    )
     best = run / BEST / WEIGHTS
-    load_weights(module.model, best if best.exists() else latest(run / "checkpoints") / WEIGHTS)
+    weights = best if best.exists() else latest(run / "checkpoints") / WEIGHTS
+
+    def make() -> TitansModule:
+        return TitansModule(
+            spec=to_dict(spec),
+            network=to_dict(make_network(config, spec)),
+            distr_output=make_output(config.forecast.output),
+            carry=config.train.carry is True,
+        )
+
+    check_weights(planned(make).model, weights)
+    module = make()
+    load_weights(module.model, weights)
     return TitansPredictor.of(module, batch_size=64, device=str(device)), config
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from console import contents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_timeseries import CONTEXT, HORIZON, SETTINGS, numbers, table
 
 from titans_domains.config import override
@@ -155,3 +155,18 @@ def test_what_is_too_short_is_said_before_a_run_begins(source: Path, tmp_path: P
         with pytest.raises(ValueError, match=sentence):
             train(source, tmp_path / "new", f"data.valid_windows={windows}")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_best_weights_are_read_only_under_their_own_settings(
+    source: Path, tmp_path: Path
+) -> None:
+    run = train(source, tmp_path / "run")
+    told = json.loads((run / "config.json").read_text())
+    told["config"]["model"]["memory"]["max_surprise"] = 0.25
+    (run / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"model.safetensors was trained with .*max_surprise = "):
+        load_run(run, CPU)
+    # Files of before, which do not say under which settings, are not asked.
+    best = run / "best/model.safetensors"
+    save_file(load_file(best), best)
+    load_run(run, CPU)
