@@ -224,7 +224,7 @@ def _table(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         table = json.loads((metadata or {})[HEADER])
         schema = table["schema"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         raise ValueError(f"{path} is no memory file of titans.") from None
     if schema != SCHEMA:
         raise ValueError(

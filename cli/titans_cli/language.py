@@ -206,9 +206,7 @@ def read(
             raise ValueError(
                 "--anomalies reads from a fresh memory on and keeps none: leave --memory and --from out."
             )
-        if checkpoint != "last":
-            raise ValueError("--anomalies reads with the last checkpoint: leave --checkpoint out.")
-        language_use.show_anomalies(run, document, far, device, as_json)
+        language_use.show_anomalies(run, document, far, device, checkpoint, as_json)
         return
     if memory is None:
         raise ValueError("Give --memory FILE to keep the memory in, or --anomalies.")

@@ -7,9 +7,16 @@ from typing import Any
 
 import typer
 
+from titans_cli.options import Checkpoint
+
 
 def show_anomalies(
-    run: Path, document: Path, far: float | None, device: str, as_json: bool
+    run: Path,
+    document: Path,
+    far: float | None,
+    device: str,
+    checkpoint: Checkpoint,
+    as_json: bool,
 ) -> None:
     """What `titans language read --anomalies` prints: a line for each, and how many on stderr."""
     from titans_cli.progress import Bar
@@ -21,7 +28,7 @@ def show_anomalies(
     far = module.FAR if far is None else far
     module.check_far(far)
     text = read_text(document)
-    model, tokenizer, _ = load_run(run, choose_device(device))
+    model, tokenizer, _ = load_run(run, choose_device(device), checkpoint)
     with Bar("reading", len(tokenizer.encode(text)) + 1) as bar:
         surprise = module.surprises_of(model, tokenizer, text, progress=bar.advance)
     found = module.anomalies(tokenizer, text, surprise, far=far)
