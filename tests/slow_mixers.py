@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mixers import Setting
+from small_mixers import Setting
 from torch import Tensor, nn
 
 from titans_core.attention import Heads

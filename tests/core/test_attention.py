@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixers import inputs
 from slow_mixers import SlowAttention
+from small_mixers import inputs
 
 from titans_core import Attention, AttentionConfig
 from titans_core.attend import rotary_angles, rotate

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import assert_same_bits, assert_same_result
-from mixers import SETTINGS, Setting, in_pieces, inputs, right_padding
+from small_mixers import SETTINGS, Setting, in_pieces, inputs, right_padding
 from torch import Tensor, nn
 
 import titans_core

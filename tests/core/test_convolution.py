@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixers import cuts_of, right_padding
+from small_mixers import cuts_of, right_padding
 from torch import Tensor
 
 from titans_core.convolution import CausalConvolution

@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_problems import assert_same_bits
-from mixers import SETTINGS as PLAIN
-from mixers import Setting, inputs
 from safetensors import safe_open
 from safetensors.torch import save, save_file
+from small_mixers import SETTINGS as PLAIN
+from small_mixers import Setting, inputs
 from torch import nn
 
 from titans_core import (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import assert_same_bits
-from mixers import SETTINGS, inputs
+from small_mixers import SETTINGS, inputs
 
 from titans_core import Backbone, MemoryStore
 from titans_core import memory_store as module

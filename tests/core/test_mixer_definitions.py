@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import assert_close
-from mixers import FEW, SETTINGS, Setting, inputs, middle, right_padding
 from slow_mixers import slow
 from slow_systems import slow_system
+from small_mixers import FEW, SETTINGS, Setting, inputs, middle, right_padding
 from torch import Tensor, nn
 
 from titans_core.systems import SYSTEMS

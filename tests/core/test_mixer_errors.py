@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from memory_problems import assert_same_bits, convert, named
-from mixers import SETTINGS, Setting, copied, inputs, middle
+from small_mixers import SETTINGS, Setting, copied, inputs, middle
 from torch import nn
 
 from titans_core import (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from memory_problems import assert_same_bits, assert_same_result
-from mixers import (
+from small_mixers import (
     FEW,
     SETTINGS,
     Setting,

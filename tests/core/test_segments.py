@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_problems import assert_same_bits, assert_same_result, named
-from mixers import (
+from small_mixers import (
     DIM,
     cuts_of,
     held,

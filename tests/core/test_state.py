@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import assert_same_bits, assert_same_result
-from mixers import SETTINGS as PLAIN
-from mixers import Setting, copied, held, in_pieces, inputs, right_padding
+from small_mixers import SETTINGS as PLAIN
+from small_mixers import Setting, copied, held, in_pieces, inputs, right_padding
 
 from titans_core import detach, join, map_state, split, state_bytes
 from titans_core.attend import EMPTY

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from memory_problems import assert_close, assert_same_result
-from mixers import SETTINGS, in_pieces, inputs, middle, packed
+from small_mixers import SETTINGS, in_pieces, inputs, middle, packed
 from torch import Tensor, nn
 
 from titans_core import (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from memory_problems import assert_same_result
-from mixers import held
+from small_mixers import held
 from tiny_language import VOCAB, tiny_model
 
 from titans_domains.language.generate import generate, pick, pick_rows, read

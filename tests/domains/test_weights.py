@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import SETTINGS
 from safetensors import safe_open
+from small_mixers import SETTINGS
 from torch import nn
 
 from titans_core import BackboneConfig, MemoryConfig, build_backbone, count_parameters

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from mixers import SAMPLE
+from small_mixers import SAMPLE
 from tiny_dna import TOKENIZER, network, sequences, tiny_model
 from torch import nn
 

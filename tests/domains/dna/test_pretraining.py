@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixers import SAMPLE
+from small_mixers import SAMPLE
 from tiny_dna import TOKENIZER, sequences, tiny_model
 
 from titans_core import detach

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import SAMPLE
+from small_mixers import SAMPLE
 from tiny_language import VOCAB, tiny_model
 
 from titans_core import state_bytes

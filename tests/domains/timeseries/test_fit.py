@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import SETTINGS
+from small_mixers import SETTINGS
 from torch import Tensor
 
 from titans_domains.timeseries.fit import FitConfig, fit, forecaster

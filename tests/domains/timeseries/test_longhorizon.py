@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import SETTINGS
+from small_mixers import SETTINGS
 
 from titans_domains.config import from_dict, to_dict
 from titans_domains.timeseries import longhorizon

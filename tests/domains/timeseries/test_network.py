@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import SAMPLE, SETTINGS
+from small_mixers import SAMPLE, SETTINGS
 from torch import Tensor
 
 from titans_core import detach, join, split
