@@ -106,6 +106,11 @@ def _autocasts(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def frozen_reset() -> ValueError:
+    """What to raise where a read that may not write meets the start of a document."""
+    return ValueError("A frozen memory cannot be reset: pass reset=None with write=False.")
+
+
 def check_kind(state: Any, kind: type) -> None:
     if not isinstance(state, kind):
         raise TypeError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from titans_core.attend import EMPTY, Queries, attend
 from titans_core.attention import AttentionConfig, Heads
-from titans_core.checks import check_call, check_state, fingerprint, pattern_of
+from titans_core.checks import check_call, check_state, fingerprint, frozen_reset, pattern_of
 from titans_core.convolution import CausalConvolution, last_written
 from titans_core.hybrids import HybridConfig, Norm, check_segment
 from titans_core.memory import (
@@ -160,9 +160,7 @@ class MemoryAsContext(nn.Module):
         x, mask, reset, _ = piece
         if reset is not None and bool(reset.any()):
             if not write:
-                raise ValueError(
-                    "A frozen memory cannot be reset: pass reset=None with write=False."
-                )
+                raise frozen_reset()
             state = self._begin_documents(state, reset[:, 0])
         phase = state.position % self.config.segment_len
         written = x.new_full((len(x),), x.shape[1], dtype=torch.long)

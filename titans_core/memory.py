@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from titans_core.checks import check_call, check_numbers, check_state, fingerprint, pattern_of
+from titans_core.checks import (
+    check_call,
+    check_numbers,
+    check_state,
+    fingerprint,
+    frozen_reset,
+    pattern_of,
+)
 from titans_core.convolution import CausalConvolution
 from titans_kernels import (
     MemoryState,
@@ -196,9 +203,7 @@ class Recall(nn.Module):
             )  # fmt: skip
         else:
             if reset is not None:
-                raise ValueError(
-                    "A frozen memory cannot be reset: pass reset=None with write=False."
-                )
+                raise frozen_reset()
             memory = state.memory
             y = memory_read(q, memory, initial, rule=self.rule, norm=norm)
         return y.flatten(2).to(x.dtype), NeuralMemoryState(memory, tail, self.settings)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from titans_core.attention import Attention, AttentionState
 from titans_core.backbone import Backbone
-from titans_core.checks import check_call, check_state, fingerprint, pattern_of
+from titans_core.checks import check_call, check_state, fingerprint, frozen_reset, pattern_of
 from titans_core.memory import persistent_tokens
 from titans_core.mixers import RECURRENCES, BackboneConfig
 from titans_core.pieces import Piece, pieces_of, rejoined
@@ -125,9 +125,7 @@ class SegmentRecurrence(Backbone):
         x, mask, reset, _ = piece
         if reset is not None and bool(reset.any()):
             if not write:
-                raise ValueError(
-                    "A frozen memory cannot be reset: pass reset=None with write=False."
-                )
+                raise frozen_reset()
             state = self._begin_documents(state, reset[:, 0])
         written = x.new_full((len(x),), x.shape[1], dtype=torch.long)
         if mask is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from titans_core.attend import next_position, places
-from titans_core.checks import check_call, check_state, fingerprint, pattern_of
+from titans_core.checks import check_call, check_state, fingerprint, frozen_reset, pattern_of
 from titans_core.convolution import CausalConvolution
 from titans_kernels import linear_recurrence, selective_scan
 from titans_kernels.memory_update.types import state_dtype
@@ -104,7 +104,7 @@ class Recurrent(nn.Module):
         else:
             check_state(state, self._pattern, x)
         if not write and reset is not None:
-            raise ValueError("A frozen memory cannot be reset: pass reset=None with write=False.")
+            raise frozen_reset()
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         position = state.memory.position
