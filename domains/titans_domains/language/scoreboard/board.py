@@ -86,12 +86,13 @@ class Board:
         return [figures for cell in cells if (figures := self.get(cell)) is not None]
 
     def put(self, cell: Cell, figures: Figures) -> None:
+        line = json.dumps(figures)
         with self.lock:
             with self.path.open("a") as file:
-                file.write(json.dumps(figures) + "\n")
+                file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self.found[cell] = json.loads(json.dumps(figures))
+            self.found[cell] = json.loads(line)
 
     def fill(
         self,
@@ -200,23 +201,27 @@ def applies(system: str, task: str) -> bool:
 
 
 def best_rates(board: Board, cells: Iterable[Cell]) -> dict[tuple[str, str], float]:
-    """The learning rate of each task and system that does best in validation.
-
-    By the figure that counts, then by the loss: a figure may be 0 at all rates. What diverged is worst.
-    """
+    """The learning rate of each task and system that does best in validation."""
     best: dict[tuple[str, str], tuple[tuple[float, ...], float]] = {}
     for cell in cells:
         figures = board.get(cell)
         assert figures is not None
         key = (cell.task, cell.system)
-        rank = tuple(worst_if_none(figures.get(name)) for name in ("valid", "valid_loss"))
-        if key not in best or rank < best[key][0]:
-            best[key] = (rank, cell.lr)
+        if key not in best or rank(figures) < best[key][0]:
+            best[key] = (rank(figures), cell.lr)
     return {key: lr for key, (_, lr) in best.items()}
 
 
-def worst_if_none(value: float | None) -> float:
-    return math.inf if value is None or math.isnan(value) else value
+def rank(figures: Figures) -> tuple[float, ...]:
+    """How a cell does in validation, least first: by the figure that counts, then by the loss.
+
+    A figure may be 0 at all learning rates. What diverged is worst.
+    """
+
+    def worst_if_none(value: float | None) -> float:
+        return math.inf if value is None or math.isnan(value) else value
+
+    return tuple(worst_if_none(figures.get(name)) for name in ("valid", "valid_loss"))
 
 
 def seed_cells(

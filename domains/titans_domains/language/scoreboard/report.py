@@ -9,7 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from titans_core.files import write_whole
-from titans_domains.language.scoreboard.board import worst_if_none
+from titans_domains.language.scoreboard.board import rank
 from titans_domains.language.scoreboard.cell import Figures
 from titans_domains.language.scoreboard.systems import SYSTEMS
 from titans_domains.language.scoreboard.tasks import TASKS
@@ -49,10 +49,6 @@ def rows(found: Iterable[Figures]) -> list[dict[str, Any]]:
         }  # fmt: skip
         lines += [about | at_length(length, group, first) for length in lengths]
     return lines
-
-
-def rank(figures: Figures) -> tuple[float, ...]:
-    return tuple(worst_if_none(figures.get(name)) for name in ("valid", "valid_loss"))
 
 
 def at_length(length: str, group: list[Figures], rates: list[Figures]) -> dict[str, Any]:
