@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from titans_domains.runs import peak_memory_mib
+
 
 def provenance() -> dict[str, str]:
     """Commit (with `-dirty` where the tree was changed), processor and torch of this run."""
@@ -30,9 +32,7 @@ def command() -> str:
 
 
 def peak_rss_mib() -> float:
-    """Most memory that this process has held.
-
-    Not getrusage's: a process started by another inherits that one's peak as its own.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    """Most memory that this process has held."""
+    peak = peak_memory_mib(torch.device("cpu"))
+    assert peak is not None
+    return peak
