@@ -10,18 +10,18 @@ from titans_domains.dna.reading import clean
 from titans_domains.dna.scoring import shortest_of
 from titans_domains.serving.bodies import ClassifyBody
 from titans_domains.serving.errors import ServiceError
-from titans_domains.serving.queue import Queue
+from titans_domains.serving.queue import Queued
 from titans_domains.serving.service import Service
 
 
-class Classes:
+class Classes(Queued):
     """A classifier behind its route."""
 
     domain = "dna"
 
     def __init__(self, service: Service, classifier: SequenceClassifier) -> None:
-        self.service, self.classifier = service, classifier
-        self.queue = Queue(service)
+        super().__init__(service)
+        self.classifier = classifier
 
     def add_routes(self, app: FastAPI) -> None:
         @app.post("/v1/classify", response_model=None)
@@ -52,22 +52,6 @@ class Classes:
             "object": "classification", "model": self.service.config.name, "classes": names,
             "multilabel": is_multilabel(self.classifier), "data": found,
         }  # fmt: skip
-
-    def start(self) -> None:
-        """Nothing runs before the first request."""
-
-    def stop(self) -> None:
-        self.queue.stop()
-
-    def close(self) -> None:
-        """Nothing is kept."""
-
-    @property
-    def healthy(self) -> bool:
-        return True
-
-    def measure(self) -> None:
-        self.queue.measure()
 
 
 def _item(number: int, text: str) -> Item:

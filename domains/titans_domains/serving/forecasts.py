@@ -7,14 +7,14 @@ from fastapi import FastAPI, Request, Response
 
 from titans_domains.serving.bodies import ForecastBody
 from titans_domains.serving.errors import ServiceError
-from titans_domains.serving.queue import Queue
+from titans_domains.serving.queue import Queued
 from titans_domains.serving.service import Service
 from titans_domains.timeseries.config import TimeseriesConfig
 from titans_domains.timeseries.frames import from_table, to_table
 from titans_domains.timeseries.predictor import TitansPredictor
 
 
-class Forecasts:
+class Forecasts(Queued):
     """A forecaster behind its route."""
 
     domain = "timeseries"
@@ -22,8 +22,8 @@ class Forecasts:
     def __init__(
         self, service: Service, predictor: TitansPredictor, config: TimeseriesConfig
     ) -> None:
-        self.service, self.predictor, self.config = service, predictor, config
-        self.queue = Queue(service)
+        super().__init__(service)
+        self.predictor, self.config = predictor, config
 
     def add_routes(self, app: FastAPI) -> None:
         @app.post("/v1/forecast", response_model=None)
@@ -60,22 +60,6 @@ class Forecasts:
             "prediction_length": self.predictor.prediction_length, "quantiles": body.quantiles,
             "rows": rows,
         }  # fmt: skip
-
-    def start(self) -> None:
-        """Nothing runs before the first request."""
-
-    def stop(self) -> None:
-        self.queue.stop()
-
-    def close(self) -> None:
-        """Nothing is kept."""
-
-    @property
-    def healthy(self) -> bool:
-        return True
-
-    def measure(self) -> None:
-        self.queue.measure()
 
 
 def _number(value: Any) -> Any:

@@ -37,6 +37,29 @@ class Queue:
         metrics.set("titans_queued", max(0, self.service.at_work - self.running))
 
 
+class Queued:
+    """The life of a backend whose requests wait in a queue, and which keeps nothing of them."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.queue = service, Queue(service)
+
+    def start(self) -> None:
+        """Nothing runs before the first request."""
+
+    def stop(self) -> None:
+        self.queue.stop()
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+    @property
+    def healthy(self) -> bool:
+        return True
+
+    def measure(self) -> None:
+        self.queue.measure()
+
+
 class WorkAnswer(Response):
     """Does the work of a request, and sends what has come of it."""
 
