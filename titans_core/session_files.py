@@ -1,6 +1,5 @@
 """Sessions of one model in a folder: a memory file for each, whose name also says whether it is frozen."""
 
-import fcntl
 import json
 import os
 import re
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titans_core.backbone import Backbone
-from titans_core.files import sync_folder, write_whole
+from titans_core.files import lock_file, sync_folder, write_whole
 from titans_core.memory_file import ModelIdentity, load_memory, save_memory
 from titans_core.sessions import UnreadableSessionError
 
@@ -33,14 +32,10 @@ class SessionFiles:
         self.folder, self.model, self.identity = folder, model, identity
         # What was read is somebody's data, and nobody else's on this machine.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.lock = (folder / LOCK).open("w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.close()
-            raise ValueError(
-                f"{folder} is in use by another process: stop it, or take another folder for sessions."
-            ) from None
+        self.lock = lock_file(
+            folder / LOCK,
+            f"{folder} is in use by another process: stop it, or take another folder for sessions.",
+        )
         try:
             self._check_model()
         except BaseException:

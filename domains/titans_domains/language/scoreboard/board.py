@@ -1,6 +1,5 @@
 """Which cells a scoreboard has, and running those that it lacks, each in a process of its own."""
 
-import fcntl
 import json
 import math
 import multiprocessing
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from titans_core.files import write_whole
+from titans_core.files import lock_file, write_whole
 from titans_domains.language.scoreboard.cell import Cell, Figures, run, stamp
 from titans_domains.language.scoreboard.systems import SYSTEMS
 from titans_domains.language.scoreboard.tasks import TASKS
@@ -35,14 +34,10 @@ class Board:
     def __init__(self, out: Path) -> None:
         self.path = out / CELLS
         out.mkdir(parents=True, exist_ok=True)
-        self.held = (out / ".lock").open("w")
-        try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.held.close()
-            raise ValueError(
-                f"Another board is writing to {out}: wait for it, or give another --out."
-            ) from None
+        self.held = lock_file(
+            out / ".lock",
+            f"Another board is writing to {out}: wait for it, or give another --out.",
+        )
         self.found: dict[Cell, Figures] = {}
         self.lock = threading.Lock()
         try:
