@@ -19,6 +19,7 @@ from tiny_timeseries import table, untrained
 from titans_core import BackboneConfig, MemoryConfig, load_memory, save_memory
 from titans_core.files import sha256_of
 from titans_core.memory_file import identity_of
+from titans_core.session_files import MODEL, SessionFiles
 from titans_domains.checkpoints import (
     REST,
     TENSORS,
@@ -50,8 +51,10 @@ from titans_domains.language.tokenizers import BPETokenizer, load_tokenizer
 from titans_domains.log import trim_metrics, trim_samples
 from titans_domains.runs import CONFIG, is_run, load_run_table
 from titans_domains.timeseries import DOMAIN as SERIES
+from titans_domains.timeseries.carrying import CarryingPredictor
 from titans_domains.timeseries.frames import from_table, read_csv
 from titans_domains.timeseries.predictor import TitansPredictor
+from titans_domains.timeseries.task import BEST, BEST_SCORE, best_loss
 from titans_domains.weights import header_of, load_weights
 
 CPU = torch.device("cpu")
@@ -143,6 +146,34 @@ def reading(folder: Path) -> Reader:
         state = model(torch.randint(0, 256, (1, 5)))[1]
     save_memory(folder / "a.memory", state, model.backbone)
     return Reader({"a.memory": SAFETENSORS}, lambda f: load_reading(f / "a.memory", model))
+
+
+def sessions(folder: Path) -> Reader:
+    model = language_model().backbone
+    identity = identity_of(model)
+    keys = {"1" * 64: False, "2" * 64: True}
+    with torch.no_grad():
+        state = model(torch.randn(1, 5, 8))[1]
+
+    def opened() -> SessionFiles:
+        return SessionFiles(folder / "sessions", model, identity)
+
+    files = opened()
+    paths = [files.path(key, frozen=frozen) for key, frozen in keys.items()]
+    for key, frozen in keys.items():
+        files.save(key, state, frozen=frozen)
+    files.close()
+
+    def read(folder: Path) -> None:
+        files = opened()
+        try:
+            for file in files.found():
+                files.load(file.key, frozen=file.frozen)
+        finally:
+            files.close()
+
+    names = {f"sessions/{path.name}": SAFETENSORS for path in paths}
+    return Reader({f"sessions/{MODEL}": JSON, **names}, read)
 
 
 def config_of(domain: Any, config: Any) -> Callable[[Path], Reader]:
@@ -330,6 +361,25 @@ def predictor(folder: Path) -> Reader:
     )
 
 
+def carrying(folder: Path) -> Reader:
+    made = untrained().carry()
+    made.update(table(40, 2), freq="h")
+    made.save(folder / "saved")
+    files = {
+        "streams.json": JSON, "streams.safetensors": SAFETENSORS, "streams.memory": SAFETENSORS,
+    }  # fmt: skip
+    return Reader(
+        {f"saved/{name}": how for name, how in files.items()},
+        lambda folder: CarryingPredictor.load(folder / "saved", device="cpu"),
+    )
+
+
+def score(folder: Path) -> Reader:
+    (folder / BEST).mkdir()
+    (folder / BEST / BEST_SCORE).write_text(json.dumps({"schema": 1, "loss": 0.25}))
+    return Reader({f"{BEST}/{BEST_SCORE}": JSON}, best_loss)
+
+
 def cells(folder: Path) -> Reader:
     cell = {
         "task": "mqar-64-4", "system": "lmm", "size": "tiny", "seed": 0, "lr": 0.004,
@@ -346,6 +396,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "best.json": best_checkpoint,
     "memory": memory,
     "memory of a text": reading,
+    "sessions": sessions,
     "config of language": config_of(LANGUAGE, tiny_config("embedded")),
     "config of DNA": config_of(DNA, DNA.presets["tiny"]),
     "config of series": config_of(SERIES, override(SERIES.presets["tiny"], list(SERIES_SETTINGS))),
@@ -379,5 +430,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "series, wide": series(False),
     "series, long": series(True),
     "predictor": predictor,
+    "carrying predictor": carrying,
+    "score of series": score,
     "cells of a scoreboard": cells,
 }
