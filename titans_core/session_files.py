@@ -49,7 +49,7 @@ class SessionFiles:
             return
         try:
             theirs = json.loads(path.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             theirs = None
         if theirs != ours:
             raise ValueError(
