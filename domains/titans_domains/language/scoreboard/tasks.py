@@ -68,15 +68,16 @@ LONG_CONTEXT: dict[str, TaskSpec] = {
         problem=lambda kind=kind, asked=asked: Needle(
             kind=kind, template="short", key_letters=4, queries=2, asked=asked
         ),
-        lengths=(768, 1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
+        # In short rows, nearly all of them answers, a model learns to copy at all.
+        lengths=(shortest, 1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
         steps=1000, test_rows=64, test_tokens=2**20,
         about=f"{about}, in bytes: a line 'abcd is VALUE.', asked for by 'abcd is'. A row to train on "
         f"has two needles and asks {asked} times for each.",
     )
-    for kind, asked, about in (
-        ("pk", 8, "A number hidden in noise (S-NIAH-PK)"),
-        ("n", 8, "A number hidden in text (S-NIAH-N)"),
-        ("w", 3, "A UUID hidden in text (S-NIAH-W)"),
+    for kind, asked, shortest, about in (
+        ("pk", 8, 384, "A number hidden in noise (S-NIAH-PK)"),
+        ("n", 8, 384, "A number hidden in text (S-NIAH-N)"),
+        ("w", 3, 512, "A UUID hidden in text (S-NIAH-W)"),
     )
 }  # fmt: skip
 
