@@ -86,12 +86,13 @@ class TitansModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.model, self.lr, self.weight_decay)
         optimizer = torch.optim.AdamW(groups)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = max(2, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in groups],
-            total_steps=max(2, total),
-            pct_start=WARMUP,
+            total_steps=total,
+            # The scheduler divides by the warm-up's steps less one, which 20 steps in all would make 0.
+            pct_start=max(WARMUP, 1.5 / total),
             div_factor=10.0,
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -437,3 +437,9 @@ def test_a_table_with_covariates_is_trained_on_by_their_names() -> None:
     assert found["timestamp"].tolist() == stamps[60:].tolist()
     with pytest.raises(TypeError, match="validaton_data"):
         model.train(priced, validaton_data=priced)
+
+
+def test_twenty_steps_in_all_are_trained() -> None:
+    """Of which the scheduler's warm-up would be one, and last no time."""
+    made = estimator(num_batches_per_epoch=10, trainer_kwargs={"max_epochs": 2})
+    assert np.isfinite(numbers(made.train(table(60)).forecast(table(60)))).all()
