@@ -161,13 +161,14 @@ def sessions(folder: Path) -> Reader:
     files = opened()
     paths = [files.path(key, frozen=frozen) for key, frozen in keys.items()]
     for key, frozen in keys.items():
-        files.save(key, state, frozen=frozen)
+        files.save(key, state, frozen=frozen, label=f"ann {key[0]}")
     files.close()
 
     def read(folder: Path) -> None:
         files = opened()
         try:
             for file in files.found():
+                file.notes()
                 files.load(file.key, frozen=file.frozen)
         finally:
             files.close()

@@ -20,6 +20,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         write_synced(draft, content)
         os.replace(draft, path)
+    except OSError as error:
+        # A full disk does not say of what file.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)

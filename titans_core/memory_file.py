@@ -48,6 +48,7 @@ def save_memory(
     *,
     caches: bool = False,
     identity: ModelIdentity | None = None,
+    notes: Mapping[str, str | int] | None = None,
 ) -> None:
     """Writes the state's memory to `path`, whole or not at all, and over what stands there.
 
@@ -55,6 +56,7 @@ def save_memory(
     attention begin anew, so that MAC no longer sees its open segment, and the file does not grow with
     a window or a segment. The model must be the one that made the state: a state names the settings
     of its mixers, and not their weights. `identity` is the model's, whose weights have not changed since.
+    `notes` stand in the header, for `notes_of`.
     """
     path = Path(path)
     _check_model(model)
@@ -70,6 +72,7 @@ def save_memory(
         "rows": len(next(iter(tensors.values()))),
         "caches": caches,
         "content": content_hash(tensors),
+        **({} if notes is None else {"notes": dict(notes)}),
     }
     write_whole(path, save(tensors, {HEADER: json.dumps(table)}))
 
@@ -162,6 +165,19 @@ def check_place(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder: give the path of a file for the memory.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
+
+
+def notes_of(path: Path) -> dict[str, Any]:
+    """The notes in a memory file's header, read without its numbers; none where there are none to read."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            # No more is made room for than the file holds.
+            header = json.loads(file.read(min(size, os.fstat(file.fileno()).st_size)))
+        notes = json.loads(header["__metadata__"][HEADER])["notes"]
+    except (OSError, KeyError, RecursionError, TypeError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
 
 
 def is_memory_file(path: Path) -> bool:

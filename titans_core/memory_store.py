@@ -18,6 +18,7 @@ from titans_core.session_table import Entry, SessionTable
 from titans_core.sessions import (
     About,
     FrozenSessionError,
+    Listed,
     Receipt,
     Session,
     SessionExistsError,
@@ -60,8 +61,8 @@ class MemoryStore:
         self._files = None if folder is None else SessionFiles(folder, model, identity_of(model))
         self._table = SessionTable(self._files, in_process, clock())
 
-    def create(self, name: str) -> None:
-        """A new session, which has read nothing."""
+    def create(self, name: str, *, label: str | None = None) -> None:
+        """A new session, which has read nothing; `listed` shows it as `label`, by default its name."""
         with self._lock:
             key = self._swept(name)
             if key in self._table.entries:
@@ -73,7 +74,8 @@ class MemoryStore:
                     f"The store is full with {self.most} sessions: delete one, or raise its limit."
                 )
             self._table.make_room(1)
-            entry = Entry(self.model.fresh_state(1), self.clock(), saved=False)
+            label = name if label is None else label
+            entry = Entry(self.model.fresh_state(1), self.clock(), saved=False, label=label)
             if self.durable:
                 self._table.save(key, entry)
             self._table.put_last(key, entry)
@@ -110,7 +112,7 @@ class MemoryStore:
             checked_tensors(state, self.model, caches=True)
             if (rows := rows_of(state)) != 1:
                 raise ValueError(f"state must have one row, that of the session: got {rows}.")
-            entry = Entry(state, self.clock(), saved=False)
+            entry = Entry(state, self.clock(), saved=False, label=taken.label)
             if self.durable:
                 try:
                     self._table.save(key, entry)
@@ -166,14 +168,16 @@ class MemoryStore:
         """Deletes a session in process and on disk, and shows that neither is left."""
         with self._lock:
             entry, key = self._alone(name), key_of(name)
-            try:
-                read = positions_of(self._table.state_of(key, entry))
-            except (UnreadableSessionError, OSError):
-                # What cannot be read can be deleted all the same.
-                read = None
+            # What cannot be read can be deleted all the same.
+            read, deleted = None, None
+            with suppress(UnreadableSessionError, OSError):
+                state = self._table.state_of(key, entry)
+                read, deleted = positions_of(state), state_hash(state)
+                del state
             self._table.remove(key)
             del entry
-            return Receipt(read, self.fingerprint(name), state_hash(self.model.fresh_state(1)))
+            fresh = state_hash(self.model.fresh_state(1))
+            return Receipt(read, self.fingerprint(name), fresh, deleted)
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 of the state from which the name goes on: of an unknown one, a fresh state."""
@@ -194,6 +198,22 @@ class MemoryStore:
             return About(
                 positions_of(state), state_bytes(state), entry.frozen, entry.busy, state_hash(state)
             )
+
+    def listed(self, prefix: str = "", *, after: str = "", most: int | None = None) -> list[Listed]:
+        """By label the sessions whose label begins with `prefix`, the first `most` that come after `after`.
+
+        Those of files that an earlier version wrote have none, and are not listed.
+        """
+        with self._lock:
+            self._sweep()
+            found = [
+                Listed(entry.label, entry.positions, entry.frozen, entry.busy)
+                for entry in self._table.entries.values()
+                if entry.label is not None
+                and entry.label.startswith(prefix)
+                and entry.label > after
+            ]
+        return sorted(found, key=lambda one: one.label)[:most]
 
     def count(self) -> tuple[int, int]:
         """How many sessions are held in this process, and how many on disk alone."""

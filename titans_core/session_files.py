@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from titans_core.backbone import Backbone
 from titans_core.files import lock_file, sync_folder, write_whole
-from titans_core.memory_file import ModelIdentity, load_memory, save_memory
-from titans_core.sessions import UnreadableSessionError
+from titans_core.memory_file import ModelIdentity, load_memory, notes_of, save_memory
+from titans_core.sessions import UnreadableSessionError, positions_of
 
 SCHEMA = 1
 MODEL = "model.json"
@@ -23,6 +23,15 @@ class SessionFile(NamedTuple):
     path: Path
     used: float  # when the session was used last: the file's time of change
     frozen: bool
+
+    def notes(self) -> tuple[str | None, int | None]:
+        """Label and positions; None where an earlier version wrote the file, or it is damaged."""
+        found = notes_of(self.path)
+        label, positions = found.get("label"), found.get("positions")
+        return (
+            label if isinstance(label, str) else None,
+            positions if type(positions) is int else None,
+        )
 
 
 class SessionFiles:
@@ -76,11 +85,14 @@ class SessionFiles:
     def path(self, key: str, *, frozen: bool) -> Path:
         return self.folder / f"{key}{'.frozen' * frozen}.memory"
 
-    def save(self, key: str, state: Any, *, frozen: bool) -> None:
+    def save(self, key: str, state: Any, *, frozen: bool, label: str | None) -> None:
         path = self.path(key, frozen=frozen)
         # The draft that `write_whole` goes on with: at no time may anybody else open it.
         path.with_name(f".{path.name}.{os.getpid()}.tmp").touch(mode=0o600)
-        save_memory(path, state, self.model, caches=True, identity=self.identity)
+        notes: dict[str, str | int] = {"positions": positions_of(state)}
+        if label is not None:
+            notes["label"] = label
+        save_memory(path, state, self.model, caches=True, identity=self.identity, notes=notes)
 
     def load(self, key: str, *, frozen: bool) -> Any:
         """The state that was saved; `UnreadableSessionError` where it cannot be read."""

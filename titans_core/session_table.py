@@ -4,16 +4,30 @@ from itertools import takewhile
 from typing import Any
 
 from titans_core.session_files import SessionFiles
+from titans_core.sessions import positions_of
 
 TRIES = 8
 """Sessions that are tried in turn before a disk is held to take none."""
+NAMED = 20
+"""Sessions that are named of those that could not be written."""
 
 
 class Entry:
     """A session. Without a state it is on disk; `saved` is whether what is there is its newest."""
 
-    def __init__(self, state: Any, used: float, *, saved: bool, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        state: Any,
+        used: float,
+        *,
+        saved: bool,
+        frozen: bool = False,
+        label: str | None = None,
+        positions: int | None = None,
+    ) -> None:
         self.state, self.used, self.saved, self.frozen = state, used, saved, frozen
+        self.label = label
+        self.positions = positions if state is None else positions_of(state)
         self.in_use, self.readers = False, 0
 
     @property
@@ -32,7 +46,10 @@ class SessionTable:
         for file in files.found() if files else ():
             # A clock that was wrong then must not keep those that come behind.
             used = min(file.used, now)
-            self.entries[file.key] = Entry(None, used, saved=True, frozen=file.frozen)
+            label, positions = file.notes()
+            self.entries[file.key] = Entry(
+                None, used, saved=True, frozen=file.frozen, label=label, positions=positions
+            )
 
     def put_last(self, key: str, entry: Entry) -> None:
         self.entries.pop(key, None)
@@ -58,6 +75,7 @@ class SessionTable:
         if entry.state is None:
             self.make_room(1)
             entry.state = self.state_of(key, entry)
+            entry.positions = positions_of(entry.state)
             self.held[key] = entry
 
     def make_room(self, more: int) -> None:
@@ -90,23 +108,26 @@ class SessionTable:
         if self.files is None or entry.state is None:
             return
         if not (entry.saved and self.files.path(key, frozen=entry.frozen).exists()):
-            self.files.save(key, entry.state, frozen=entry.frozen)
+            self.files.save(key, entry.state, frozen=entry.frozen, label=entry.label)
             entry.saved = True
         self.files.touch(key, entry.used, frozen=entry.frozen)
 
     def save_all(self) -> None:
         """Tries every session, so that one that cannot be written costs no other; OSError at the end."""
-        failed: list[OSError] = []
+        failed: list[tuple[str, OSError]] = []
         for key, entry in self.held.items():
             try:
                 self.save(key, entry)
             except OSError as error:
-                failed.append(error)
+                failed.append(((entry.label or key).strip(), error))
         if failed:
-            why = failed[0].strerror or failed[0]
+            names, first = [name for name, _ in failed], failed[0][1]
+            shown = ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
             raise OSError(
-                failed[0].errno, f"{len(failed)} sessions could not be brought to the disk: {why}."
-            ) from failed[0]
+                first.errno,
+                f"{len(failed)} sessions could not be brought to the disk: "
+                f"{first.strerror or first} ({shown}).",
+            ) from first
 
     def sweep(self, over: float) -> tuple[int, dict[str, OSError]]:
         """Removes the sessions that nobody has used since then: how many, and which could not be."""

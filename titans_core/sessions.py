@@ -41,12 +41,22 @@ class About(NamedTuple):
     sha256: str  # of the state that it goes on from
 
 
+class Listed(NamedTuple):
+    label: str  # its name, or what it was given to be listed as
+    positions: int | None  # tokens read since its document began; None where its file does not say
+    frozen: bool
+    in_use: bool
+
+
 class Receipt(NamedTuple):
     """That nothing of a session is left: what its name goes on from now, beside a fresh session."""
 
     positions: int | None  # tokens that were forgotten; None where its file could not be read
     sha256: str
     fresh_sha256: str
+    deleted_sha256: (
+        str | None
+    )  # of the state that was forgotten, as `about` shows it; None as above
 
 
 class Session:

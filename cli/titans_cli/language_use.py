@@ -3,11 +3,27 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from titans_cli.options import Checkpoint
+
+if TYPE_CHECKING:
+    from titans_domains.language.reading import Reading
+
+
+def kept(memory: Path, done: "Reading") -> dict[str, Any]:
+    """What `titans language read --json` prints of a memory that was kept."""
+    from titans_domains.language.reading import positions
+
+    bits = done.bits_per_byte
+    return {
+        "memory": str(memory), "bytes": memory.stat().st_size,
+        "positions": int(positions(done.state)[0]),
+        # JSON has no number for what is not finite.
+        "bits_per_byte": bits if bits is not None and math.isfinite(bits) else None,
+    }  # fmt: skip
 
 
 def show_anomalies(

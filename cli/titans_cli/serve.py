@@ -39,8 +39,12 @@ def serve(
         int, typer.Option(min=1, help="Most sessions held in the process.")
     ] = 256,
     max_sessions: Annotated[
-        int | None, typer.Option(min=1, help="Most sessions. [default: any number with --sessions]")
-    ] = None,
+        int,
+        typer.Option(
+            min=1,
+            help="Most sessions of all owners together; without --sessions, --in-process too.",
+        ),
+    ] = 10_000,
     ttl: Annotated[
         float | None,
         typer.Option("--session-ttl", metavar="SECONDS", help="Forget sessions idle for so long."),
@@ -59,16 +63,29 @@ def serve(
         float,
         typer.Option(min=0, metavar="SECONDS", help="For running requests when asked to stop."),
     ] = 30.0,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Of text: last, or best: the one with the best validation. [default: last; forecasters "
+            "and classifiers are served with their best]",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Serve a run until SIGTERM or SIGINT; its address is printed when it listens.
 
     Then running requests end, within --grace, the sessions of --sessions are on the disk, and the exit
-    code is 0. Without --sessions, they go with the process.
+    code is 0, or 2 where some could not be written. Without --sessions, they go with the process.
     """
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
-            raise ValueError(f"titans serve needs {package}: pip install 'titans-toolkit[serve]'.")
+            raise ValueError(
+                f"titans serve needs {package}: pip install 'titans-toolkit[serve]', or in a clone "
+                "pip install -e '.[serve]'."
+            )
+    if ttl is not None and not ttl > 0:
+        raise ValueError(f"--session-ttl must be above 0 seconds: got {ttl}.")
     from titans_domains.runs import choose_device
     from titans_domains.serving.app import create_app
     from titans_domains.serving.load import StoreConfig, domain_of, load_backend
@@ -89,7 +106,7 @@ def serve(
     # Before anything is loaded: whether there is such a run, and whether one may listen there.
     domain = domain_of(run)
     with listen(host, port) as listener:
-        backend = load_backend(run, domain, choose_device(device), service, store)
+        backend = load_backend(run, domain, choose_device(device), service, store, checkpoint)
         serve_app(
             create_app(service, backend), service, backend, listener,
             lambda: typer.echo(address_of(listener)),

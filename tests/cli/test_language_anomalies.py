@@ -55,6 +55,19 @@ def test_what_does_not_go_together_is_refused(work: Path, titans: Titans) -> Non
         assert_refused(titans(*READ, *more), sentence)
     read = READ[:-1]
     assert_refused(titans(*read), "Give --memory FILE to keep the memory in, or --anomalies.")
-    for more in (("--far", 3), ("--json",)):
-        done = titans(*read, "--memory", "m", *more)
-        assert_refused(done, "--far and --json are for --anomalies")
+    done = titans(*read, "--memory", "m", "--far", 3)
+    assert_refused(done, "--far is for --anomalies")
+
+
+def test_a_memory_that_is_kept_can_be_told_as_json(work: Path, titans: Titans) -> None:
+    read = READ[:-1]
+    done = titans(*read, "--memory", "m", "--json")
+    assert done.code == 0
+    told = json.loads(done.out)
+    assert told.keys() == {"memory", "bytes", "positions", "bits_per_byte"}
+    assert told["memory"] == "m"
+    assert told["bytes"] == (work / "m").stat().st_size
+    # And one for the document's start.
+    assert told["positions"] == (work / "doc.txt").stat().st_size + 1
+    assert f"{told['bits_per_byte']:.3f} bits/byte" in done.err
+    assert titans(*read, "--memory", "n").out == "n\n"

@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_the_memory_before(
     monkeypatch.setattr("os.fsync", full)
     done = titans(*READ, "doc.memory", "--caches", "--force")
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[-1] == "error: No space left on device"
+    assert done.err.splitlines()[-1] == "error: doc.memory: No space left on device"
     assert contents(work) == before
 
 

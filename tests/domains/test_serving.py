@@ -141,11 +141,12 @@ def test_a_session_can_be_deleted_and_that_is_shown(tmp_path: Path) -> None:
         await asked.create("a")
         fresh = (await asked.session("a"))["sha256"]
         before = await asked.text("A secret", **GREEDY, session="a")
-        assert (await asked.session("a"))["sha256"] != fresh
+        shown = (await asked.session("a"))["sha256"]
+        assert shown != fresh
         receipt = (await asked.client.delete("/v1/sessions/a")).json()
         assert receipt == {
             "id": "a", "object": "session.deleted", "deleted": True, "positions": 21,
-            "sha256": fresh, "fresh_sha256": fresh,
+            "sha256": fresh, "fresh_sha256": fresh, "deleted_sha256": shown,
         }  # fmt: skip
         assert not list(tmp_path.glob("*.memory"))
         assert fresh == state_hash(asked.model.backbone.fresh_state(1))
@@ -487,7 +488,7 @@ def test_a_key_opens_its_owners_sessions_alone() -> None:
     async def test(asked: Asked) -> None:
         for header in (None, "", "first", "Bearer", "Bearer wrong", "Basic first", "Bearer firs"):
             headers = {} if header is None else {"authorization": header}
-            for path in (AT, "/v1/models", "/metrics", "/docs"):
+            for path in (AT, "/v1/models", "/metrics", "/v1/sessions"):
                 refused = await asked.client.get(path, headers=headers)
                 assert_refused(refused, 401, "The API key is missing or wrong")
                 assert refused.headers["www-authenticate"] == "Bearer"
@@ -519,9 +520,13 @@ def test_keys_come_from_a_file_or_the_environment(
     path.write_text("ann k1\nbob k1\n")
     with pytest.raises(ValueError, match="holds a key twice: give each owner another"):
         read_keys(path)
-    for text in ("", "\n", "a b c", "ä", "# a", "k1 #ann"):
+    for text in ("a b c", "ä", "k1 #ann"):
+        path.write_text(f"k0\n\n{text}\n")
+        with pytest.raises(ValueError, match="keys, line 3, must hold an ASCII key, or a name and"):
+            read_keys(path)
+    for text in ("", "\n", "# a"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="must hold an ASCII key, or a name and a key"):
+        with pytest.raises(ValueError, match="keys holds no key: write an ASCII key, or a name"):
             read_keys(path)
 
 

@@ -14,6 +14,7 @@ from titans_domains.serving.asgi import in_thread
 from titans_domains.serving.bodies import sentence_of
 from titans_domains.serving.errors import ServiceError
 from titans_domains.serving.guard import Guard
+from titans_domains.serving.pages import add_pages
 from titans_domains.serving.service import Service
 
 
@@ -51,13 +52,17 @@ def create_app(service: Service, backend: Backend) -> FastAPI:
         yield
         await in_thread(backend.stop)
 
-    app = FastAPI(title="titans", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="titans", version=__version__, lifespan=lifespan, redirect_slashes=False,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.add_middleware(Guard, service=service)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_there)
     _add_common(app, service, backend)
     backend.add_routes(app)
+    add_pages(app, service.config)
     return app
 
 
@@ -69,15 +74,18 @@ def _add_common(app: FastAPI, service: Service, backend: Backend) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
+        """The model that is served."""
         return {"object": "list", "data": [model]}
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> dict[str, Any]:
+        """It again, by its name."""
         service.check_model(name)
         return model
 
     @app.get("/healthz")
     async def health() -> JSONResponse:
+        """Whether it answers: 200, or 503."""
         if service.stopping or not backend.healthy:
             word = "stopping" if service.stopping else "failed"
             return JSONResponse({"status": word}, 503)
@@ -85,6 +93,7 @@ def _add_common(app: FastAPI, service: Service, backend: Backend) -> None:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
+        """Counters and times, as Prometheus reads them."""
         await in_thread(backend.measure)
         text = service.metrics.text()
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
@@ -107,5 +116,7 @@ async def _not_there(request: Request, error: Exception) -> Response:
         404: f"There is no {request.url.path} here: see /docs.",
         405: f"{request.method} is not for {request.url.path}: see /docs.",
     }.get(error.status_code, "The body is no JSON: send a JSON object.")
-    refused = ServiceError(error.status_code, sentence, headers=dict(error.headers or {}))
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_json")
+    headers = dict(error.headers or {})
+    refused = ServiceError(error.status_code, sentence, code=code, headers=headers)
     return await _refused(request, refused)

@@ -79,10 +79,14 @@ class SessionBody(Body):
 
 
 class ForecastBody(Body):
-    """Rows of a table, long (item_id, timestamp, target, covariates) or wide (a stamp, then series)."""
+    """Rows of a table, long (item_id, timestamp, target, covariates) or wide (a stamp, then series).
+
+    `freq`, such as h or 15min, is by default that of the stamps, and the model's where they show none.
+    """
 
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
     model: str | None = None
+    freq: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     quantiles: Annotated[list[Finite], Field(min_length=1, max_length=99)] = [0.1, 0.5, 0.9]
 
 
@@ -95,7 +99,9 @@ def sentence_of(errors: Sequence[Any]) -> ServiceError:
     """The first thing that is wrong with a body, as pydantic has found it."""
     error = errors[0]
     # Of a union, such as that of `stop`, the places name the types that were tried.
-    path = [str(part) for part in error["loc"] if part != "body" and "[" not in str(part)]
+    path = [
+        str(part) for part in error["loc"] if part not in ("body", "query") and "[" not in str(part)
+    ]
     path = path[:1] if path[:1] == ["stop"] else path
     where = _name(".".join(path))
     if error["type"] == "string_unicode" and not path:

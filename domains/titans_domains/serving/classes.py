@@ -26,6 +26,7 @@ class Classes(Queued):
     def add_routes(self, app: FastAPI) -> None:
         @app.post("/v1/classify", response_model=None)
         async def classify(body: ClassifyBody, request: Request) -> Response:
+            """The class of each DNA sequence, and the chance of every class."""
             self.service.check_model(body.model)
             return self.queue.answer(lambda: self.classify(body))
 

@@ -41,6 +41,7 @@ class Completions:
     def add_routes(self, app: FastAPI) -> None:
         @app.post("/v1/completions", response_model=None)
         async def complete(body: CompletionBody, request: Request) -> Response:
+            """Goes on from a prompt, in OpenAI's shape; with `session` from what that has read, too."""
             body.check_supported()
             self.service.check_model(body.model)
             return Answer(self, body, request.scope["titans.owner"])

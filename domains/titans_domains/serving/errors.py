@@ -14,6 +14,22 @@ from titans_core.sessions import (
 )
 from titans_domains.serving.jobs import NotFiniteError, StoppedError
 
+STATUSES = {
+    400: "the request says what cannot be done",
+    401: "the key is missing or wrong",
+    403: "a page of another site asks, or another host name is asked for",
+    404: "there is no such session, model or route",
+    405: "the route has no such method",
+    408: "the body did not come in time",
+    409: "the session is in use, is there already, was frozen just now, or cannot be read",
+    413: "the body is too long",
+    429: "too many requests: ask again after Retry-After",
+    500: "the model or the disk failed: nothing was changed",
+    503: "the service is stopping",
+    507: "no room for a session: too many, or the disk is full",
+}
+"""What each status means, for those who ask."""
+
 
 class ServiceError(Exception):
     """A refusal with its HTTP status."""

@@ -5,13 +5,15 @@ import logging
 import time
 from contextlib import ExitStack
 
+from starlette.routing import BaseRoute, Match
+
 from titans_domains.serving.asgi import App, Message, Receive, Scope, Send, send_error
 from titans_domains.serving.errors import ServiceError, stopping
 from titans_domains.serving.service import Service
 
-OPEN = "/healthz"
-"""What is answered without a key."""
-WHILE_STOPPING = (OPEN, "/metrics")
+OPEN = ("/healthz", "/docs", "/openapi.json")
+"""What is answered without a key: it says nothing of a session or of the model."""
+WHILE_STOPPING = ("/healthz", "/metrics")
 
 log = logging.getLogger("titans.serving")
 
@@ -51,7 +53,7 @@ class Guard:
         if self.service.stopping and scope["path"] not in WHILE_STOPPING:
             raise stopping()
         scope["titans.owner"] = ""
-        if scope["path"] != OPEN:
+        if scope["path"] not in OPEN:
             scope["titans.owner"] = self.service.owner(headers.get(b"authorization"))
             self.service.check_site(headers.get(b"host", ""), headers.get(b"origin"))
         with ExitStack() as held:
@@ -100,7 +102,13 @@ class Guard:
 
     def _measure(self, scope: Scope, status: int, seconds: float) -> None:
         # Of routes that are not there, names would be without end.
-        route = getattr(scope.get("route"), "path", "other")
+        route = getattr(scope.get("route") or _route(scope), "path", "other")
         # A client that has left has no status; proxies write 499.
         self.service.metrics.count("titans_requests_total", route=route, status=str(status or 499))
         self.service.metrics.observe("titans_request_seconds", seconds, route=route)
+
+
+def _route(scope: Scope) -> BaseRoute | None:
+    """The route of a request that was refused before it came to one."""
+    routes = scope["app"].router.routes if "app" in scope else ()
+    return next((one for one in routes if one.matches(scope)[0] is not Match.NONE), None)

@@ -18,7 +18,7 @@ class StoreConfig(NamedTuple):
 
     folder: Path | None = None
     in_process: int = 256
-    max_sessions: int | None = None
+    max_sessions: int = 10_000
     ttl: float | None = None
     durable: bool = False
 
@@ -36,17 +36,29 @@ def domain_of(run: Path) -> str:
 
 
 def load_backend(
-    run: Path, domain: str, device: torch.device, service: Service, store: StoreConfig
+    run: Path,
+    domain: str,
+    device: torch.device,
+    service: Service,
+    store: StoreConfig,
+    checkpoint: str | None = None,
 ) -> "Backend":
+    """The backend; `checkpoint` is that of a text, last (the default) or best."""
     if domain != "language" and store != StoreConfig():
         raise ValueError(f"{run} is of the domain {domain!r}: only text has sessions.")
+    if domain in ("timeseries", "dna") and checkpoint is not None:
+        raise ValueError(
+            f"{run} is of the domain {domain!r}, which is served with its best weights: leave "
+            "--checkpoint out."
+        )
     if domain == "language":
-        return _language(run, device, service, store)
+        return _language(run, device, service, store, checkpoint or "last")
     if domain == "timeseries":
         from titans_domains.serving.forecasts import Forecasts
-        from titans_domains.timeseries.task import load_run
+        from titans_domains.timeseries.task import load_run, trained_freq
 
-        return Forecasts(service, *load_run(run, device))
+        predictor, settings = load_run(run, device)
+        return Forecasts(service, predictor, settings, trained_freq(run, settings))
     if domain == "dna":
         from titans_domains.dna.task import load_classifier
         from titans_domains.serving.classes import Classes
@@ -55,12 +67,14 @@ def load_backend(
     raise ValueError(f"{run} is of the domain {domain!r}, which cannot be served.")
 
 
-def _language(run: Path, device: torch.device, service: Service, config: StoreConfig) -> "Backend":
+def _language(
+    run: Path, device: torch.device, service: Service, config: StoreConfig, checkpoint: str
+) -> "Backend":
     from titans_core import MemoryStore
     from titans_domains.language.task import load_run
     from titans_domains.serving.completions import Completions
 
-    model, tokenizer, _ = load_run(run, device)
+    model, tokenizer, _ = load_run(run, device, checkpoint)
     model.requires_grad_(False)
     kept = model.backbone.config
     if not (kept.remembers and kept.bounded):

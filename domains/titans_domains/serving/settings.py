@@ -44,15 +44,22 @@ def read_keys(path: Path | None) -> tuple[tuple[str, str], ...]:
             return ()
     else:
         text, where = path.read_text(encoding="utf-8"), str(path)
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    lines = [parts for parts in lines if not parts[0].startswith("#")]
-    if not lines or any(
-        len(parts) > 2 or parts[-1].startswith("#") or not "".join(parts).isascii()
-        for parts in lines
-    ):
+    keys: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        parts = line.split()
+        if not parts or parts[0].startswith("#"):
+            continue
+        if len(parts) > 2 or parts[-1].startswith("#") or not "".join(parts).isascii():
+            # Nothing of it is shown: it may hold a key.
+            raise ValueError(
+                f"{where}, line {number}, must hold an ASCII key, or a name and a key: no key begins "
+                "with #."
+            )
+        if parts[-1] in keys:
+            raise ValueError(f"{where}, line {number}, holds a key twice: give each owner another.")
+        keys[parts[-1]] = parts[0] if len(parts) == 2 else ""
+    if not keys:
         raise ValueError(
-            f"{where} must hold an ASCII key, or a name and a key, in each line: no key begins with #."
+            f"{where} holds no key: write an ASCII key, or a name and a key, in each line."
         )
-    if len({parts[-1] for parts in lines}) < len(lines):
-        raise ValueError(f"{where} holds a key twice: give each owner another.")
-    return tuple((parts[-1], parts[0] if len(parts) == 2 else "") for parts in lines)
+    return tuple(keys.items())

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 STAMPS = ("timestamp", "date", "datetime", "time", "ds")
 """Names of a column of stamps, in any case; else it is the first one."""
 
+
+class UnknownColumnError(ValueError):
+    """A long table has a column of which nothing says what it is."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 Part = tuple[str, "pd.DatetimeIndex", "pd.DataFrame", list[str]]
 """item_id, stamps, columns and the names of those that are the target."""
 
@@ -80,10 +89,11 @@ def long_parts(
     if missing := [column for column in wanted if column not in table.columns]:
         raise ValueError(f"{name} has no column {missing[0]!r}, which was named as a covariate.")
     if extra := [str(c) for c in table.columns if c not in (item_id, target, *wanted)]:
-        raise ValueError(
+        raise UnknownColumnError(
             f"{name} is a long table, since it has a column {target!r}, and nothing says what its column "
             f"{extra[0]!r} is: name it as a covariate or as ignored, or rename {target!r} where every "
-            "column is a series."
+            "column is a series.",
+            extra[0],
         )
     if item_id not in table.columns:
         return [("series-0", stamps, table[[target, *wanted]], [target])]

@@ -94,6 +94,7 @@ def from_table(
     *,
     name: str = "The table",
     freq: str | None = None,
+    usual_freq: str | None = None,
     item_id: str = "item_id",
     timestamp: str | None = None,
     target: str = "target",
@@ -111,8 +112,8 @@ def from_table(
     columns of a long table, static ones in the first row of their series; a column that is neither named
     nor in `ignored` is refused. The last `future_length` rows of each series hold the future of
     `feat_dynamic_real` and nothing else: by default, where there is one, those after its last target.
-    `channels` takes a wide table as one series of several channels. Stamps with a time zone are read as
-    UTC.
+    `usual_freq` is taken where no frequency can be inferred. `channels` takes a wide table as one series of
+    several channels. Stamps with a time zone are read as UTC.
     """
     if table.empty:
         raise ValueError(f"{name} has no rows.")
@@ -132,16 +133,16 @@ def from_table(
     else:
         parts = wide_parts(table, stamps, fields, channels, name)
     if freq is None:
-        freq = common_freq(parts)
+        freq = common_freq(parts, usual_freq)
     freq = period_alias(freq)
     return SeriesSet([entry(*part, freq, fields, future_length) for part in parts], freq)
 
 
-def common_freq(parts: list[Part]) -> str:
+def common_freq(parts: list[Part], usual: str | None = None) -> str:
     """The frequency of the longest series; the others are held against it later."""
     item, stamps, *_ = max(parts, key=lambda part: len(part[1]))
     check_order(item, stamps)
-    freq = infer_freq(stamps)
+    freq = infer_freq(stamps) or usual
     if freq is None:
         raise ValueError(
             f"No frequency can be inferred from the {len(stamps)} stamps of series {item!r}: give freq, "
@@ -220,7 +221,7 @@ def names_of(columns: str | Sequence[str]) -> list[str]:
 
 
 def checked_quantiles(quantiles: Any) -> list[float]:
-    """Numbers between 0 and 1; ValueError for anything else."""
+    """Numbers between 0 and 1, each once; ValueError for anything else."""
     try:
         levels = [] if isinstance(quantiles, str) else [float(level) for level in quantiles]
     except (TypeError, ValueError):
@@ -229,6 +230,8 @@ def checked_quantiles(quantiles: Any) -> list[float]:
         raise ValueError(
             f"quantiles must be a list of numbers between 0 and 1, like [0.1, 0.5, 0.9]: got {quantiles!r}."
         )
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"quantiles must hold each number once: got {quantiles!r}.")
     return levels
 
 

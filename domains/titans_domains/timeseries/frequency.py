@@ -65,6 +65,15 @@ def period_alias(freq: str) -> str:
         ) from None
 
 
+def same_freq(one: str, other: str) -> bool:
+    """Whether two aliases name the same periods, as 60min and h do."""
+    import pandas as pd
+
+    with old_names():
+        first, second = (pd.Period("2000-01-03", freq=period_alias(f)).freq for f in (one, other))
+    return bool(first == second)
+
+
 def steps_between(first: pd.Period, second: pd.Period) -> int:
     """Steps from one period to another of the same frequency."""
     with old_names():
