@@ -11,10 +11,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from titans_core.checks import check_call
 from titans_core.mixers import MIXERS, RECURRENCES, BackboneConfig, Mixer
 from titans_core.state import detach, named_tensors, replace_tensors
+
+
+def ffn_dim_of(config: BackboneConfig) -> int:
+    """Hidden width of a block's SwiGLU."""
+    return config.ffn_dim or -(-8 * config.dim // 96) * 32
 
 
 class SwiGLU(nn.Module):
@@ -51,6 +57,8 @@ class Backbone(nn.Module):
     """
 
     recurrent = False  # a memory over the whole stack, and not layers of their own
+    # Blocks keep what goes into them for the backward, and make all else again.
+    checkpoint_activations = False
 
     def __init__(
         self,
@@ -64,7 +72,8 @@ class Backbone(nn.Module):
                 "whole stack. Language models take it."
             )
         self.config = config
-        ffn_dim = config.ffn_dim or -(-8 * config.dim // 96) * 32
+        self.compiled: dict[nn.Module, Callable[..., tuple[Tensor, Any]]] = {}
+        ffn_dim = ffn_dim_of(config)
         layers = [config.layer(i) for i in range(config.num_layers)]
         self.blocks = nn.ModuleList(
             Block(config.dim, (mixer or MIXERS[layer.mixer])(layer), ffn_dim) for layer in layers
@@ -128,8 +137,20 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "B T dim"], tuple[Any, ...]]:
         """Hidden states and the state after them; without a state, a fresh one."""
         check_call(x, self.norm.weight, mask, reset)
+        state = self.begin(state, len(x))
+        if mask is not None:
+            # Norms stand before a mixer sees the mask, and 0 times NaN is NaN in their gradients.
+            x = x.masked_fill(~mask[..., None], 0)
+        after = []
+        for block, part in zip(self.blocks, state, strict=True):
+            x, part = self.through(block, x, part, mask=mask, reset=reset, write=write)
+            after.append(part)
+        return self.norm(x), tuple(after)
+
+    def begin(self, state: tuple[Any, ...] | None, batch: int) -> tuple[Any, ...]:
+        """The state, which must have a part for each block, or a fresh one of `batch` rows."""
         if state is None:
-            state = self.fresh_state(x.shape[0])
+            return self.fresh_state(batch)
         if not isinstance(state, tuple):
             raise TypeError(
                 f"state must be a tuple with one part for each block: got {type(state).__name__}. "
@@ -140,14 +161,28 @@ class Backbone(nn.Module):
                 f"state must have one part for each of {len(self.blocks)} blocks: got {len(state)}. "
                 "It belongs to another model."
             )
-        if mask is not None:
-            # Norms stand before a mixer sees the mask, and 0 times NaN is NaN in their gradients.
-            x = x.masked_fill(~mask[..., None], 0)
-        after = []
-        for block, part in zip(self.blocks, state, strict=True):
-            x, part = block(x, part, mask=mask, reset=reset, write=write)
-            after.append(part)
-        return self.norm(x), tuple(after)
+        return state
+
+    def through(
+        self, block: nn.Module, x: Tensor, state: Any, **context: Any
+    ) -> tuple[Tensor, Any]:
+        """One of the blocks, by checkpoints and compiled where that is asked for."""
+        if not torch.is_grad_enabled():
+            return block(x, state, **context)
+        run = self.compiled.get(block, block)
+        if self.checkpoint_activations:
+            return checkpoint(run, x, state, use_reentrant=False, **context)
+        return run(x, state, **context)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """From here on blocks are compiled where gradients are wanted, their memory's kernel left out.
+
+        Anew for every shape, and for padding and starts of documents: what a step computes does not hang
+        on those before it. Names of parameters stay.
+        """
+        self.compiled = {
+            block: torch.compile(block, backend=backend, dynamic=False) for block in self.blocks
+        }
 
 
 def count_parameters(model: nn.Module) -> int:

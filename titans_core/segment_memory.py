@@ -22,7 +22,7 @@ SHIFTS = 3
 class SegmentConfig:
     """The memory of RMT and ARMT; a segment has `hybrid.segment_len` tokens."""
 
-    num_tokens: int = 16
+    num_tokens: int = 16  # memory tokens of a segment
     key_dim: int = 64  # ARMT: width of a key before its features are made
 
     def __post_init__(self) -> None:

@@ -156,7 +156,7 @@ class SegmentRecurrence(Backbone):
             if self.associations is not None:
                 part = cast(AssociationState, state.memory[index])
                 x = x + self._associations()[index].recall(x, part)
-            x, layer = block(x, layer, mask=mask)
+            x, layer = self.through(block, x, layer, mask=mask)
             hidden.append(x)
             layers.append(layer)
         return hidden, tuple(layers)
