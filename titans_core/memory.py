@@ -42,18 +42,18 @@ MOST_DEPTH = 64
 class MemoryConfig:
     """The neural memory. Its heads' width is the model's divided by `num_heads`."""
 
-    num_heads: int = 4
+    num_heads: int = 4  # memories side by side
     depth: int = 2  # layers of the memory MLP
-    expansion: int = 4  # E / D
+    expansion: int = 4  # hidden width of the memory MLP, by that of its head
     chunk_size: int = 16  # tokens whose gradients are taken at one memory; part of a trained model
-    conv_size: int = 4  # 0 for none
-    max_step_size: float = 0.1  # starts at half of it
+    conv_size: int = 4  # tokens that the convolutions of q, k and v see; 0 for none
+    max_step_size: float = 0.1  # largest inner learning rate, which starts at half of it
     gates: Literal["layer", "shared"] = "layer"  # one per memory layer, or one for all of them
-    momentum: bool = True
+    momentum: bool = True  # whether past surprise is carried on
     forget: Literal["initial", "zero", "none"] = "initial"  # what forgetting returns to
     forget_per: Literal["head", "channel"] = "head"  # "head" has layers of its own as `gates` says
     inner_steps: int = 1  # gradient steps per token
-    max_surprise: float | None = 1.0  # None for no clamp
+    max_surprise: float | None = 1.0  # norm that a token's gradient is cut to; None for no clamp
 
     def __post_init__(self) -> None:
         check_numbers(self, "memory.")
@@ -175,7 +175,8 @@ class Recall(nn.Module):
 
     def read_first(self, persistent: Float[Tensor, "N dim"]) -> NeuralMemoryState:
         """The state of one row that has read tokens which stand before every document."""
-        state = self(persistent[None], self.fresh_state(1))[1]
+        # Not by a call: those who listen to the memory hear of the text alone.
+        state = self.forward(persistent[None], self.fresh_state(1))[1]
         # The text has a chunk grid of its own, which begins with its first token.
         return state._replace(memory=self.fresh_memory(1, state))
 
@@ -211,9 +212,11 @@ class Recall(nn.Module):
     def decodes(self, x: Float[Tensor, "B T dim"], out: tuple[Tensor, ...] = ()) -> bool:
         """Whether `one_token` can do what `forward` would, without gradients, mask and reset.
 
-        `out` are the weights behind its `out`.
+        `out` are the weights behind its `out`. Those who listen to the memory are called at every token.
         """
         if x.shape[1] != 1 or self.conv is None or torch.is_autocast_enabled(x.device.type):
+            return False
+        if self._forward_pre_hooks:
             return False
         initial = tuple(self.initial)
         weights = (

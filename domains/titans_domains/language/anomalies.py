@@ -4,13 +4,14 @@ T tokens, U units: a layer of one head of one memory of the model each.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from titans_core.memory import Recall
+from titans_core.listening import memories_of, overhearing
+from titans_core.memory import NeuralMemoryState, Recall
 from titans_domains.language.evaluate import PIECE
 from titans_domains.language.model import LanguageModel
 from titans_domains.language.reading import stream_of
@@ -48,40 +49,25 @@ def surprises_of(
 
     Surprise is measured before `memory.max_surprise` clamps it. ValueError for a model without a memory.
     """
-    memories = [m for m in model.modules() if isinstance(m, Recall)]
+    memories = memories_of(model)
     if not memories:
         raise ValueError(
             f"The model has no memory that could be surprised: its mixer is {model.backbone.config.mixer}."
         )
     if not text:
         raise ValueError("text is empty: give at least one byte.")
-    found: dict[Recall, list[Tensor]] = {memory: [] for memory in memories}
+    found: dict[str, list[Tensor]] = {name: [] for name in memories}
 
-    def listen(memory: Any, inputs: tuple[Any, ...]) -> None:
-        x, state, *_ = inputs
-        found[memory].append(memory.surprise_from(x, state)[0].flatten(1))
+    def hear(name: str, x: Tensor, state: NeuralMemoryState) -> None:
+        found[name].append(memories[name].surprise_from(x, state)[0].flatten(1))
 
     tokens = stream_of(tokenizer, text).to(model.embedding.weight.device)[None]
-    # Made before anybody listens: to make it, memories read tokens that are not of the text.
     state = model.backbone.fresh_state(1)
-    hooks = [memory.register_forward_pre_hook(listen) for memory in memories]
-    try:
-        with torch.no_grad():
-            for piece in _pieces(tokens):
-                _, state = model(piece, state)
-                progress(piece.shape[1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with overhearing(model, hear), torch.no_grad():
+        for piece in tokens.split(PIECE, 1):
+            _, state = model(piece, state)
+            progress(piece.shape[1])
     return torch.cat([torch.cat(parts) for parts in found.values()], 1)[1:]
-
-
-def _pieces(tokens: Tensor) -> list[Tensor]:
-    """Of more than one token each: a single one has a way of its own, on which nobody is called."""
-    pieces = list(tokens.split(PIECE, 1))
-    if len(pieces) > 1 and pieces[-1].shape[1] == 1:
-        pieces[-2:] = [torch.cat(pieces[-2:], 1)]
-    return pieces
 
 
 def usual_of(surprise: Float[Tensor, "T U"]) -> Usual:
