@@ -1,5 +1,15 @@
 """Neural long-term memory that learns while it reads, and the blocks and backbones built on it."""
 
+from titans_core.attached import (
+    Reading,
+    added_parameters,
+    attach,
+    carried,
+    detach_memory,
+    load_attached,
+    read,
+    save_attached,
+)
 from titans_core.attention import Attention, AttentionConfig
 from titans_core.backbone import Backbone, count_parameters, decay_groups
 from titans_core.context import MemoryAsContext
@@ -33,15 +43,23 @@ __all__ = [
     "Mixer",
     "NeuralMemory",
     "NeuralMemoryState",
+    "Reading",
     "SegmentConfig",
     "SystemConfig",
+    "added_parameters",
+    "attach",
     "build_backbone",
+    "carried",
     "count_parameters",
     "decay_groups",
     "detach",
+    "detach_memory",
     "join",
+    "load_attached",
     "load_memory",
     "map_state",
+    "read",
+    "save_attached",
     "save_memory",
     "split",
     "state_bytes",
