@@ -29,11 +29,11 @@ from titans_core.convolution import CausalConvolution
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    num_heads: int = 4
+    num_heads: int = 4  # heads of queries
     num_kv_heads: int | None = None  # heads of keys and values, each for a group of heads
     window: int | None = None  # tokens that a token attends to, itself among them; None for all
-    conv_size: int = 0  # 0 for none
-    rope_base: float = 10_000.0
+    conv_size: int = 0  # tokens that the convolutions of q, k and v see; 0 for none
+    rope_base: float = 10_000.0  # of the rotary positions
 
     def __post_init__(self) -> None:
         check_numbers(self, "attention.")

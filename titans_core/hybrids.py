@@ -33,13 +33,13 @@ from titans_core.memory import (
 class HybridConfig:
     """How memory and attention stand together; the defaults are the paper's."""
 
-    num_persistent: int = 128
+    num_persistent: int = 128  # learned tokens that do not depend on the input
     window: int = 2048  # MAG, MAL: tokens that a token attends to, itself among them
     segment_len: int = 512  # MAC: tokens that attend to each other
     # MAC: token i's retrieval is seen from token i on, or a segment is given the last retrievals
     # that the segment before it asked for.
     retrieve: Literal["aligned", "previous"] = "aligned"
-    num_retrieved: int = 256  # MAC, retrieve=previous
+    num_retrieved: int = 256  # MAC, retrieve=previous: retrievals that a segment is given
     num_previous: int = 0  # MAC: tokens of the segment before that attention sees too
 
     def __post_init__(self) -> None:

@@ -63,8 +63,8 @@ MOST_LAYERS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    dim: int = 128
-    num_layers: int = 4
+    dim: int = 128  # width of the model
+    num_layers: int = 4  # blocks of a mixer and SwiGLU
     mixer: str = "lmm"  # one for all layers, or several with / between, which take turns
     ffn_dim: int | None = None  # hidden width of SwiGLU; None for 8/3 dim, rounded up to 32
     memory: MemoryConfig = field(default_factory=MemoryConfig)

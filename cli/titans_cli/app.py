@@ -70,7 +70,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: titans demo",
+    epilog="Example: titans demo, or titans COMMAND --help for the examples of each command. Completion with "
+    "the Tab key: titans --install-completion.",
 )
 
 
@@ -117,6 +118,8 @@ def take_debug(args: list[str]) -> tuple[list[str], bool]:
 
 
 def fail(error: BaseException, debug: bool) -> NoReturn:
+    from titans_cli.scale import is_said
+
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
@@ -126,7 +129,8 @@ def fail(error: BaseException, debug: bool) -> NoReturn:
     else:
         hint = "" if debug else "; run again with --debug to see where"
         line, code = f"internal error: {type(error).__name__}: {message(error)}{hint}", 1
-    typer.echo(line, err=True)
+    if is_said(error, ours=code == 1):
+        typer.echo(line, err=True)
     raise SystemExit(code)
 
 

@@ -10,7 +10,12 @@ import typer
 
 from titans_cli.options import Device
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    help=__doc__,
+    epilog="Example: titans bench recall --quick",
+    rich_markup_mode=None,
+)
 
 Names = Annotated[
     str | None,

@@ -17,7 +17,7 @@ RECALL_RATES = (5e-3, 1e-2)
 RECALL_VOCABULARY = 64
 
 
-@app.command()
+@app.command(epilog="Example: titans demo --quick --out runs/quick")
 def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the run and the picture.")

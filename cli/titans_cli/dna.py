@@ -1,6 +1,7 @@
 """DNA: pretrain and train models, classify, score variants, read genomes with a memory."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,25 @@ import typer
 
 from titans_cli import dna_effects, dna_use
 from titans_cli.dna_use import Run
-from titans_cli.options import Device, Force, Json, Set, TrainSeed
+from titans_cli.options import (
+    Device,
+    Devices,
+    Force,
+    Json,
+    Loggers,
+    Nodes,
+    Set,
+    Strategy,
+    TrainSeed,
+)
+from titans_cli.scale import say_folder, spread
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    help=__doc__,
+    epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata",
+    rich_markup_mode=None,
+)
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")]
 Out = Annotated[
@@ -60,15 +77,24 @@ def pretrain(
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "ddp",
+    loggers: Loggers = None,
     out: Out = None,
     resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Train a model of bases on a genome, without labels."""
+    spread(devices, nodes)
     if kind not in ("causal", "masked"):
         raise ValueError(f"--kind must be causal or masked: got {kind!r}.")
     changes = _changes(seed, {"data.source": data, "model.backbone.mixer": mixer})
-    _train(kind, changes + (settings or []), device, out, resume=resume, force=force)
+    changes += settings or []
+    _train(
+        kind, changes, device, out,
+        strategy=strategy, loggers=loggers or (), resume=resume, force=force,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata")
@@ -109,18 +135,26 @@ def train(
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "ddp",
+    loggers: Loggers = None,
     out: Out = None,
     resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Train a classifier on labelled sequences; validation decides which weights are kept."""
+    spread(devices, nodes)
     held_out = None if chromosomes is None else [c.strip() for c in chromosomes.split(",")]
     asked = {
         "data.source": data, "data.genome": genome, "data.valid_chromosomes": held_out,
         "pretrained": pretrained, "model.backbone.mixer": mixer,
     }  # fmt: skip
     changes = _changes(seed, asked) + (settings or [])
-    _train("tiny", changes, device, out, pretrained=pretrained, resume=resume, force=force)
+    _train(
+        "tiny", changes, device, out,
+        pretrained=pretrained, strategy=strategy, loggers=loggers or (), resume=resume, force=force,
+    )  # fmt: skip
 
 
 def _changes(seed: int | None, asked: dict[str, Any]) -> list[str]:
@@ -136,6 +170,8 @@ def _train(
     out: Path | None,
     *,
     pretrained: Path | None = None,
+    strategy: str,
+    loggers: Sequence[str],
     resume: bool,
     force: bool,
 ) -> None:
@@ -163,10 +199,17 @@ def _train(
                 bar.say(text)
 
         if resume:
-            resume_run(DOMAIN, folder, asked=config, device=where, show=show, talk=talk)
+            resume_run(
+                DOMAIN, folder, asked=config, device=where, show=show, talk=talk, strategy=strategy,
+                loggers=loggers,
+            )  # fmt: skip
         else:
-            train_run(DOMAIN, config, folder, device=where, force=force, show=show, talk=talk)
-    typer.echo(folder)
+            train_run(
+                DOMAIN, config, folder,
+                device=where, force=force, show=show, talk=talk, strategy=strategy,
+                loggers=loggers,
+            )  # fmt: skip
+    say_folder(folder)
 
 
 @app.command(name="eval", epilog="Example: titans dna eval runs/tata --data other.csv")

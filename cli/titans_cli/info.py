@@ -20,7 +20,7 @@ PLANNED_BACKENDS = {"triton": "this version has no Triton kernels yet"}
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command()
+@app.command(epilog="Example: titans info --json")
 def info(as_json: Json = False) -> None:
     """Show versions, devices, kernel backends, domains and optional extras."""
     facts = {

@@ -11,9 +11,30 @@ import typer
 
 from titans_cli import language_eval, language_suites, language_use
 from titans_cli.language_eval import Run
-from titans_cli.options import MOST, Checkpoint, Device, Force, Json, Out, Preset, Set, TrainSeed
+from titans_cli.options import (
+    MOST,
+    Checkpoint,
+    Device,
+    Devices,
+    Force,
+    Json,
+    Loggers,
+    Nodes,
+    Out,
+    Preset,
+    SequenceRanks,
+    Set,
+    Strategy,
+    TrainSeed,
+)
+from titans_cli.scale import say_folder, spread
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    help=__doc__,
+    epilog="Example: titans language train --data book.txt --out runs/book",
+    rich_markup_mode=None,
+)
 
 
 @app.command(epilog="Example: titans language train --data book.txt --out runs/book")
@@ -40,6 +61,11 @@ def train(
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "ddp",
+    sequence_ranks: SequenceRanks = 1,
+    loggers: Loggers = None,
     out: Out = None,
     resume: Annotated[
         bool,
@@ -53,6 +79,7 @@ def train(
     """Train a language model on text."""
     from titans_domains.language import DOMAIN
 
+    spread(devices, nodes)
     if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
@@ -79,10 +106,19 @@ def train(
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)
         if resume:
-            resume_run(DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say)
+            resume_run(
+                DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say,
+                strategy=strategy, sequence_ranks=sequence_ranks,
+                loggers=loggers or (),
+            )  # fmt: skip
         else:
-            train_run(DOMAIN, config, folder, device=where, force=force, show=show, talk=bar.say)
-    typer.echo(folder)
+            train_run(
+                DOMAIN, config, folder,
+                device=where, force=force, show=show, talk=bar.say,
+                strategy=strategy, sequence_ranks=sequence_ranks,
+                loggers=loggers or (),
+            )  # fmt: skip
+    say_folder(folder)
 
 
 @app.command(name="eval", epilog="Example: titans language eval runs/tiny --data book.txt")
@@ -210,8 +246,8 @@ def read(
         return
     if memory is None:
         raise ValueError("Give --memory FILE to keep the memory in, or --anomalies.")
-    if far is not None or as_json:
-        raise ValueError("--far and --json are for --anomalies: give it too, or leave them out.")
+    if far is not None:
+        raise ValueError("--far is for --anomalies: give it too, or leave it out.")
     from titans_cli.progress import Bar
     from titans_core import save_memory
     from titans_domains.language import reading
@@ -230,7 +266,10 @@ def read(
     if done.bits_per_byte is not None:
         typer.echo(f"{document}: {done.bits_per_byte:.3f} bits/byte", err=True)
     typer.echo(reading.describe_memory(memory, done.state), err=True)
-    typer.echo(memory)
+    if as_json:
+        typer.echo(json.dumps(language_use.kept(memory, done)))
+    else:
+        typer.echo(memory)
 
 
 @app.command(name="generate", epilog='Example: titans language generate runs/tiny "The memory"')

@@ -16,8 +16,18 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace one value of the preset, dotted for a nested one, as in train.steps=200: any key "
-        "of a run's config.json. Repeatable.",
+        help="Replace one value of the preset, dotted for a nested one, as in train.steps=200. "
+        "Repeatable; titans settings DOMAIN lists all of them.",
+    ),
+]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="WHERE",
+        help="Log to tensorboard too (the run's folder tensorboard), or to wandb (Weights & Biases; "
+        "offline with WANDB_MODE=offline). Repeatable; the run's folder has metrics.csv and report.html "
+        "anyway.",
     ),
 ]
 MOST = 2**63 - 1
@@ -37,6 +47,43 @@ TrainSeed = Annotated[
 Device = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+]
+Devices = Annotated[
+    int,
+    typer.Option(
+        "--devices",
+        metavar="N",
+        min=1,
+        help="Devices of this machine to train on: GPUs, or processes on the CPU.",
+    ),
+]
+Nodes = Annotated[
+    int,
+    typer.Option(
+        "--nodes",
+        metavar="M",
+        min=1,
+        help="Machines, on each of which the command is run with MASTER_ADDR, MASTER_PORT and NODE_RANK "
+        "set; or run it under torchrun.",
+    ),
+]
+SequenceRanks = Annotated[
+    int,
+    typer.Option(
+        "--sequence-ranks",
+        metavar="S",
+        min=1,
+        help="Of the devices, how many share the tokens of each row, for sequences longer than one holds.",
+    ),
+]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        metavar="NAME",
+        help="What several devices share: ddp, the rows of a step; sharded, also weights, gradients and "
+        "the optimiser.",
+    ),
 ]
 Out = Annotated[
     Path | None,

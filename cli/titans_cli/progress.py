@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from titans_domains.launch import is_first
+
 LINES_EVERY_S = 10.0
 
 
@@ -24,7 +26,7 @@ class Bar:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and is_first()),
         )
         self.task = self.progress.add_task(title, total=total, text="")
         self.said = time.monotonic()

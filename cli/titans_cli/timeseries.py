@@ -7,12 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titans_cli.options import Device, Force, Json, Out, Preset, Set, TrainSeed
+from titans_cli.options import (
+    Device,
+    Devices,
+    Force,
+    Json,
+    Loggers,
+    Nodes,
+    Out,
+    Preset,
+    Set,
+    Strategy,
+    TrainSeed,
+)
+from titans_cli.scale import say_folder, spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    help=__doc__,
+    epilog="Example: titans timeseries train --data ETTh1.csv --out runs/ett",
+    rich_markup_mode=None,
+)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 OtherData = Annotated[
@@ -52,6 +70,10 @@ def train(
     settings: Set = None,
     seed: TrainSeed = None,
     device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    strategy: Strategy = "ddp",
+    loggers: Loggers = None,
     out: Out = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")
@@ -61,6 +83,7 @@ def train(
     """Train a forecaster on time series."""
     from titans_domains.timeseries import DOMAIN
 
+    spread(devices, nodes)
     if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
@@ -87,10 +110,17 @@ def train(
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)
         if resume:
-            resume_run(DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say)
+            resume_run(
+                DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say, strategy=strategy,
+                loggers=loggers or (),
+            )  # fmt: skip
         else:
-            train_run(DOMAIN, config, folder, device=where, force=force, show=show, talk=bar.say)
-    typer.echo(folder)
+            train_run(
+                DOMAIN, config, folder,
+                device=where, force=force, show=show, talk=bar.say, strategy=strategy,
+                loggers=loggers or (),
+            )  # fmt: skip
+    say_folder(folder)
 
 
 @app.command(name="eval", epilog="Example: titans timeseries eval runs/tiny")
@@ -107,7 +137,7 @@ def evaluate(
     predictor, config = load_run(run, choose_device(device))
     if not config.data.test_windows:
         raise ValueError(f"{run} held nothing out: use titans timeseries backtest.")
-    series = series_for(run, config, data)
+    series = series_for(run, config, data, warn)
     show_backtest(modes_of(predictor), series, config.data.test_windows, None, as_json)
 
 
@@ -131,7 +161,11 @@ def backtest(
 
     predictor, config = load_run(run, choose_device(device))
     models = modes_of(predictor) if carry else {"titans": predictor}
-    show_backtest(models, series_for(run, config, data), windows, distance, as_json)
+    show_backtest(models, series_for(run, config, data, warn), windows, distance, as_json)
+
+
+def warn(line: str) -> None:
+    typer.echo(f"warning: {line}", err=True)
 
 
 def modes_of(predictor: Any) -> dict[str, Any]:
@@ -223,7 +257,7 @@ def forecast(
     if out is not None and picture is not None and out.resolve() == picture.resolve():
         raise ValueError(f"--out and --plot are both {out}: give two names.")
     predictor, config = load_run(run, choose_device(device))
-    series = series_for(run, config, data)
+    series = series_for(run, config, data, warn)
     found = list(predictor.predict(series))
     text = to_table(found, wanted).to_csv(index=False)
     if picture is not None:

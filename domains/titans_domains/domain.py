@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 
 class Step(NamedTuple):
-    """One training step's outcome. `log` holds numbers for the progress bar and the CSV log."""
+    """One training step's outcome. `log` holds numbers for the progress bar and the CSV log.
+
+    `weight` is what `loss` is the mean over: its counted targets, or their weights summed; None stands for
+    `tokens`. Parts of a step are as heavy in its gradient and log.
+    """
 
     loss: Tensor
     state: Any
     tokens: int
     log: dict[str, float]
+    weight: float | None = None
 
 
 class Task(Protocol):
@@ -34,11 +39,15 @@ class Task(Protocol):
         ...
 
     def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Endless batches, each with the JSON-able cursor from which the next ones can be made."""
+        """Endless batches, each with the JSON-able cursor from which the next ones can be made.
+
+        A batch has the `TrainConfig.rows` of a whole step. Where that is done in parts, or by several
+        processes, each part is some rows of every tensor in its (named) tuples and dictionaries.
+        """
         ...
 
     def fresh_state(self) -> Any:
-        """The state before the first batch."""
+        """The state before the first batch, of all its rows, which stand first in every tensor."""
         ...
 
     def step(self, batch: Any, state: Any) -> Step:

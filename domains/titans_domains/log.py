@@ -11,14 +11,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from titans_core.files import write_whole
-from titans_domains.domain import Step
+from titans_domains.followers import Followers
+from titans_domains.ranks import is_first
 from titans_domains.train_config import TrainConfig
 
 METRICS, SAMPLES = "metrics.csv", "samples.txt"
 
 
 class Log(Callback):
-    """Writes the log, and gives all of it to `show` for the terminal."""
+    """Writes the log, and gives all of it to what follows it and to `show` for the terminal."""
 
     def __init__(
         self,
@@ -26,10 +27,11 @@ class Log(Callback):
         config: TrainConfig,
         show: Callable[[int, dict[str, Any]], None],
         talk: Callable[[str], None],
+        followers: Followers,
     ) -> None:
         self.out, self.config, self.show, self.talk = out, config, show, talk
+        self.followers = followers
         self.since = time.perf_counter()
-        self.steps: list[Step] = []
         self.columns: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -37,23 +39,28 @@ class Log(Callback):
         self.talk(module.task.describe())
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.columns = trim_metrics(self.out / METRICS, trainer.global_step)
-        trim_samples(self.out / SAMPLES, trainer.global_step)
+        if is_first():
+            self.trim(trainer.global_step)
+            self.followers.begin(trainer.global_step)
         self.since = time.perf_counter()
+
+    def trim(self, step: int) -> None:
+        """Drops what will be written again."""
+        self.columns = trim_metrics(self.out / METRICS, step)
+        trim_samples(self.out / SAMPLES, step)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        self.steps.append(module.last)
         if (index + 1) % self.config.accumulate:
             return
         step, config = trainer.global_step, self.config
-        now, tokens = time.perf_counter(), sum(part.tokens for part in self.steps)
+        now = time.perf_counter()
         row: dict[str, Any] = {
             "step": step,
-            **mean_log(self.steps),
+            **module.step.log,
             "lr": config.lr * config.rate(step - 1),
-            "tokens_per_s": round(tokens / (now - self.since)),
+            "tokens_per_s": round(module.step.tokens / (now - self.since)),
         }
         last = step == config.steps
         if module.skipped:
@@ -65,13 +72,15 @@ class Log(Callback):
                 )
         module.valid = {}
         if config.valid_every and (step % config.valid_every == 0 or last):
-            module.valid = module.task.validate()
+            module.valid = module.validate_task()
             row |= {f"valid_{name}": value for name, value in module.valid.items()}
         if config.sample_every and (step % config.sample_every == 0 or last):
-            row["sample"] = module.task.sample()
-        self.write(row)
-        self.show(step, row)
-        self.since, self.steps = time.perf_counter(), []
+            row["sample"] = module.sample_task()
+        if is_first():
+            self.write(row)
+            self.followers.write(row)
+            self.show(step, row)
+        self.since = time.perf_counter()
 
     def write(self, row: dict[str, Any]) -> None:
         sample = row.get("sample")
@@ -88,17 +97,6 @@ class Log(Callback):
             self.columns = wider
         with path.open("a", newline="") as file:
             csv.DictWriter(file, wider).writerow(row)
-
-
-def mean_log(steps: list[Step]) -> dict[str, float]:
-    """The figures of all batches of one step, each batch as heavy as its tokens."""
-    first, *others = steps
-    if not others:
-        return first.log
-    tokens = sum(step.tokens for step in steps)
-    return {
-        name: sum(step.log[name] * step.tokens for step in steps) / tokens for name in first.log
-    }
 
 
 def read_table(path: Path) -> list[list[str]]:

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from titans_core.files import write_whole
+from titans_domains import ranks
 from titans_domains.checkpoints import SCHEMA, parse_json, read_json
 from titans_domains.config import difference, from_dict, to_dict
-from titans_domains.domain import Domain
+from titans_domains.domain import Domain, Task
 
 CONFIG = "config.json"
+STRATEGIES = ("ddp", "sharded")
+"""What several processes share: the rows of a step, or weights, gradients and the optimiser's too."""
 BEGUN = ".begun.tmp"
 """Stands in the folder of a run until it has its configuration: what was killed before is none yet."""
 
@@ -78,11 +81,44 @@ def train_run(
     force: bool = False,
     show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
     talk: Callable[[str], None] = lambda line: None,
+    strategy: str = "ddp",
+    sequence_ranks: int = 1,
+    loggers: Sequence[str] = (),
 ) -> None:
-    """Trains a new run into `out`; nothing is written before configuration and data were accepted."""
+    """Trains a new run into `out`; nothing is written before configuration and data were accepted.
+
+    Of several processes that torchrun or `launch` began, each is to call it; the first alone writes.
+    """
     # Lightning takes seconds to import, which is too long for those that only read runs.
+    from titans_domains.followers import check_loggers
     from titans_domains.training import train
 
+    with ranks.meeting(device) as device:
+        with ranks.agreed():
+            check_loggers(loggers)
+            if ranks.is_first():
+                check_target(out, force)
+            config = domain.absolute(config)
+            task = domain.task(config, device)
+            check_shared(config, strategy, sequence_ranks)
+            task = over_time(task, sequence_ranks)
+        same = {
+            "config": to_dict(config),
+            "data's SHA-256": task.data_sha256,
+            "strategy": [strategy, sequence_ranks],
+        }
+        ranks.check_alike(same)
+        with ranks.agreed():
+            if ranks.is_first():
+                write_run(domain, config, task, out, device)
+        train(
+            task, config.train, out,
+            device=device, show=show, talk=talk, strategy=strategy, sequence_ranks=sequence_ranks,
+            loggers=loggers,
+        )  # fmt: skip
+
+
+def check_target(out: Path, force: bool) -> None:
     if out.exists() and not (out / BEGUN).exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise FileExistsError(
@@ -91,8 +127,44 @@ def train_run(
             )
         if not is_run(out):
             raise FileExistsError(f"{out} is not a run of titans, so --force does not replace it.")
-    config = domain.absolute(config)
-    task = domain.task(config, device)
+
+
+def check_shared(config: Any, strategy: str, sequence_ranks: int) -> None:
+    """ValueError where several processes cannot train this together."""
+    processes = ranks.world()
+    if sequence_ranks < 1 or processes % sequence_ranks:
+        raise ValueError(
+            f"--sequence-ranks must go up in the number of processes, {processes}: got {sequence_ranks}."
+        )
+    if sequence_ranks > 1 and strategy == "sharded":
+        raise ValueError("--strategy sharded does not share time: leave --sequence-ranks out.")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"--strategy must be one of {', '.join(STRATEGIES)}: got {strategy!r}.")
+    rows, sharing = config.train.batch_size, processes // sequence_ranks
+    if rows % sharing:
+        raise ValueError(
+            f"train.batch_size must be a multiple of the {sharing} processes that share it: got {rows}."
+        )
+
+
+def over_time(task: Task, sequence_ranks: int) -> Task:
+    """The task with the time of every row shared among so many processes."""
+    if sequence_ranks == 1:
+        return task
+    share = getattr(task, "over_time", None)
+    if share is None:
+        raise ValueError(
+            "--sequence-ranks is for language models: share rows with --devices alone."
+        )
+    shared: Task = share(ranks.lines(sequence_ranks))
+    return shared
+
+
+def write_run(domain: Domain, config: Any, task: Task, out: Path, device: torch.device) -> None:
+    """A new run's folder, with its configuration; none is left where it cannot be written."""
+    # Which reads runs.
+    from titans_domains.report import write_facts
+
     table = {
         "schema": SCHEMA,
         "domain": domain.name,
@@ -103,12 +175,12 @@ def train_run(
     try:
         clear(out)
         task.save_extras(out)
+        write_facts(out, task)
         write_whole(out / CONFIG, json.dumps(table, indent=2) + "\n")
         (out / BEGUN).unlink()
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    train(task, config.train, out, device=device, show=show, talk=talk)
 
 
 def clear(out: Path) -> None:
@@ -133,7 +205,8 @@ def made_with(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(), **versions,
         "commit": commit_of(Path(__file__).parent), "device": str(device),
-        "threads": torch.get_num_threads(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": ranks.world(), "threads": torch.get_num_threads(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
@@ -171,10 +244,37 @@ def resume_run(
     device: torch.device,
     show: Callable[[int, dict[str, Any]], None] = lambda step, row: None,
     talk: Callable[[str], None] = lambda line: None,
+    strategy: str = "ddp",
+    sequence_ranks: int = 1,
+    loggers: Sequence[str] = (),
 ) -> None:
-    """Goes on with a run, bit for bit; `asked` is a configuration that must be the run's own."""
+    """Goes on with a run, bit for bit; `asked` is a configuration that must be the run's own.
+
+    Several processes go on with what one began, and one with what several did.
+    """
+    from titans_domains.followers import check_loggers
     from titans_domains.training import train
 
+    with ranks.meeting(device) as device:
+        with ranks.agreed():
+            check_loggers(loggers)
+            config, task = taken_up(domain, out, asked, device)
+            check_shared(config, strategy, sequence_ranks)
+            task = over_time(task, sequence_ranks)
+        same = {
+            "config": to_dict(config),
+            "data's SHA-256": task.data_sha256,
+            "strategy": [strategy, sequence_ranks],
+        }
+        ranks.check_alike(same)
+        train(
+            task, config.train, out, device=device, resume=True, show=show, talk=talk,
+            strategy=strategy, sequence_ranks=sequence_ranks, loggers=loggers,
+        )  # fmt: skip
+
+
+def taken_up(domain: Domain, out: Path, asked: Any, device: torch.device) -> tuple[Any, Task]:
+    """The configuration and the task of a run, whose data must be what it was."""
     config, table = load_run_table(out, domain)
     if asked is not None and (odd := difference(domain.absolute(asked), domain.absolute(config))):
         raise ValueError(
@@ -187,4 +287,4 @@ def resume_run(
             f"The data is not what it was when {out} began: its SHA-256 is {task.data_sha256}, it was "
             f"{table['data_sha256']}. Bring back the data, or train into another --out."
         )
-    train(task, config.train, out, device=device, resume=True, show=show, talk=talk)
+    return config, task

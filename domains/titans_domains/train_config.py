@@ -10,21 +10,23 @@ LARGEST = 1e15
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    steps: int = 1000
-    batch_size: int = 16
-    lr: float = 2e-3
+    steps: int = 1000  # of the optimiser
+    batch_size: int = 16  # rows at once, over all processes
+    lr: float = 2e-3  # the largest learning rate
     min_lr: float = 0.1  # the last learning rate, as a share of the first
-    warmup: int = 50  # steps
-    weight_decay: float = 0.1
-    clip: float = 1.0  # norm of the gradient; 0 for none
-    accumulate: int = 1  # batches per step
-    precision: Literal["float32", "bf16"] = "float32"
+    warmup: int = 50  # steps until the largest learning rate
+    weight_decay: float = 0.1  # of AdamW
+    clip: float = 1.0  # norm that the gradient is cut to; 0 for none
+    accumulate: int = 1  # batches per step, which learns what one of them all would
+    precision: Literal["float32", "bf16", "float64"] = "float32"  # with bf16 weights stay float32
+    checkpoint_activations: bool = False  # layers keep their input alone, and make the rest again
+    compile: bool = False  # layers by torch.compile: minutes before the first step
     # Whether a document longer than a sequence goes on with its memory; None: where states are bounded.
     carry: bool | None = None
-    valid_every: int = 200  # steps; 0 for never
-    sample_every: int = 0
-    checkpoint_every: int = 200
-    keep_last: int = 2  # checkpoints; the one with the best validation stays too
+    valid_every: int = 200  # steps between validations; 0 for never
+    sample_every: int = 0  # steps between samples; 0 for never
+    checkpoint_every: int = 200  # steps between checkpoints
+    keep_last: int = 2  # checkpoints that stay; the one with the best validation does too
     max_skipped: int = 10  # steps that may be left out because something was not finite
 
     def __post_init__(self) -> None:
@@ -46,6 +48,11 @@ class TrainConfig:
                 "train.lr must be positive and train.min_lr, its last share, between 0 and 1: got "
                 f"{self.lr} and {self.min_lr}."
             )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a whole step, which `Task.batches` gives."""
+        return self.batch_size * self.accumulate
 
     def rate(self, step: int) -> float:
         """The share of `lr` at a step: linear warm-up, then a cosine down to `min_lr`."""

@@ -28,7 +28,7 @@ def test_training_talks_on_stderr(trained: Path) -> None:
     assert last.startswith("training 4/4 loss ")
     assert "Warning" not in (trained / "stderr").read_text()
     assert sorted(p.name for p in (trained / "run").iterdir()) == [
-        "checkpoints", "config.json", "metrics.csv",
+        "checkpoints", "config.json", "facts.json", "metrics.csv", "report.html",
     ]  # fmt: skip
 
 
@@ -175,6 +175,17 @@ def test_a_run_goes_on_by_its_name_alone(here: Path, titans: Titans) -> None:
     first, second = done.err.splitlines()
     assert first.endswith("nothing is left to do.")
     assert second.startswith("lmm, ")
+
+
+def test_a_finished_run_that_is_damaged_is_not_called_finished(here: Path, titans: Titans) -> None:
+    path = max((here / "run/checkpoints").iterdir()) / "training.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(content)
+        done = titans("language", "train", "--resume", "--out", "run")
+        assert (done.code, done.out) == (2, "")
+        assert "nothing is left" not in done.err
+        assert "training.safetensors" in done.err.splitlines()[-1]
 
 
 def test_force_trains_anew(here: Path, titans: Titans) -> None:

@@ -60,7 +60,7 @@ def test_training_talks_on_stderr_and_can_be_taken_up_again(there: Path, titans:
     assert "held out: loss" in done.err
     assert "Warning" not in done.err
     assert sorted(p.name for p in (there / "new").iterdir()) == [
-        "best", "checkpoints", "config.json", "metrics.csv", "spec.json",
+        "best", "checkpoints", "config.json", "facts.json", "metrics.csv", "report.html", "spec.json",
     ]  # fmt: skip
     config, _ = load_run_table(there / "new", DOMAIN)
     assert (config.model.mixer, config.seed, config.forecast.prediction_length) == ("mac", 7, 6)
@@ -147,6 +147,24 @@ def test_a_picture_does_not_replace_the_table(there: Path, titans: Titans) -> No
     done = titans("timeseries", "forecast", "run", "--out", "x.png", "--plot", "./x.png")
     assert_refused(done, "--out and --plot are both x.png: give two names.")
     assert not (there / "x.png").exists()
+
+
+def test_data_of_another_frequency_is_warned_of(there: Path, titans: Titans) -> None:
+    assert json.loads((there / "run/spec.json").read_text())["freq"] == "h"
+    table(80, freq="D").to_csv(there / "daily.csv", index_label="date")
+    for command in ("forecast", "backtest"):
+        done = titans("timeseries", command, "run", "--data", "daily.csv")
+        assert done.code == 0
+        warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+        assert len(warnings) == 1
+        assert "daily.csv is sampled by D, and run was trained on data by h" in warnings[0]
+    assert "warning" not in titans("timeseries", "forecast", "run").err
+    # Runs of an earlier version did not write it.
+    spec = json.loads((there / "run/spec.json").read_text())
+    del spec["freq"]
+    (there / "run/spec.json").write_text(json.dumps(spec))
+    done = titans("timeseries", "forecast", "run", "--data", "daily.csv")
+    assert (done.code, "warning" in done.err) == (0, False)
 
 
 def test_sets_are_listed_without_a_network(titans: Titans) -> None:

@@ -1,6 +1,5 @@
 """The shared trainer: exact resumption, accumulation, clipping, and a task of somebody else."""
 
-import dataclasses
 import json
 import math
 import re
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_language import CPU, assert_same_runs, rows_of, tiny_config, write_documents
+from tiny_language import CPU, DOCUMENTS, assert_same_runs, rows_of, tiny_config, write_documents
 from torch import Tensor, nn
 
 from titans_core.files import load_tensors
@@ -197,34 +196,28 @@ def test_the_corpus_takes_a_byte_of_memory_for_a_byte_of_text(tmp_path: Path) ->
     assert {text.itemsize for text in source.texts} == {1}
 
 
-class HalvedTask(LanguageTask):
-    """Every batch of the task, whole or in two."""
-
-    pieces: tuple[slice, ...] = (slice(0, 4),)
-
-    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        for batch, after in super().batches(cursor):
-            for rows in self.pieces:
-                yield Batch(batch.inputs[rows], batch.targets[rows], None, None), after
+RAGGED = [text[: 17 + 29 * i % 211] for i, text in enumerate(DOCUMENTS * 4)]
+"""Documents that end anywhere in a sequence, so that parts of a step count different numbers of tokens."""
 
 
-def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
-    config = tiny_config(
-        write_documents(tmp_path / "text.jsonl"),
-        "train.batch_size=4", "train.carry=false", "train.steps=1", "train.clip=0",
-    )  # fmt: skip
-    gradients = []
-    for pieces in ((slice(0, 4),), (slice(0, 2), slice(2, 4))):
-        task = HalvedTask(config, CPU)
-        task.pieces = pieces
-        settings = dataclasses.replace(config.train, accumulate=len(pieces))
-        train(task, settings, tmp_path, device=CPU)
-        gradients.append({name: p.grad for name, p in task.model.named_parameters()})
-    whole, halves = gradients
-    for name, gradient in whole.items():
-        assert gradient is not None
-        scale = gradient.abs().max().item()
-        assert torch.allclose(gradient, halves[name], rtol=0, atol=1e-5 * scale), name
+@pytest.mark.parametrize("mixer", ["lmm", "mac"])
+def test_accumulation_is_a_larger_batch(tmp_path: Path, mixer: str) -> None:
+    source = write_documents(tmp_path / "text.jsonl", RAGGED)
+    losses, weights = [], []
+    for rows, parts in ((6, 1), (2, 3)):
+        config = tiny_config(
+            source, f"model.mixer={mixer}", f"train.batch_size={rows}", f"train.accumulate={parts}",
+            "train.steps=20", "train.precision=float64", "train.checkpoint_every=20", "train.clip=0.3",
+            "model.hybrid.segment_len=16",
+        )  # fmt: skip
+        out = tmp_path / str(parts)
+        train_run(DOMAIN, config, out, device=CPU)
+        losses.append([float(row["loss"]) for row in rows_of(out)])
+        weights.append(load_tensors(latest(out / "checkpoints") / WEIGHTS))
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-9)
+    for name, weight in weights[0].items():
+        assert weight.dtype == torch.float64
+        assert (weight - weights[1][name]).abs().max() < 1e-9, name
 
 
 def test_accumulation_counts_optimiser_steps(tmp_path: Path) -> None:
@@ -385,20 +378,22 @@ class ToyTask:
     def describe(self) -> str:
         return "three numbers"
 
-    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0 if cursor is None else cursor["next"]
+    def batches(self, cursor: dict[str, Any] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        number, rows = 0 if cursor is None else cursor["next"], self.config.train.rows
         while True:
-            yield number, {"next": number + 1}
-            number += 1
+            yield torch.arange(number, number + rows), {"next": number + rows}
+            number += rows
 
     def fresh_state(self) -> Running:
-        return Running(torch.zeros(()), None)
+        return Running(torch.zeros(self.config.train.rows), None)
 
-    def step(self, batch: int, state: Running | None) -> Step:
-        total = (state or self.fresh_state()).total
-        self.seen.append((batch, total.item()))
+    def step(self, batch: Tensor, state: Running | None) -> Step:
+        """Of a single row: every row is a part of its own."""
+        total = torch.zeros(1) if state is None else state.total
+        self.seen.append((batch.item(), total.item()))
         loss = self.config.steepness * self.model.vector.sum() + 0 * self.model.matrix.sum()
-        return Step(loss, Running(total + batch, None), 1, {"loss": loss.item(), "batch": batch})
+        figures = {"loss": loss.item(), "batch": batch.item()}
+        return Step(loss, Running(total + batch, None), 1, figures)
 
     def validate(self) -> dict[str, float]:
         return {"sum": self.model.vector.sum().item()}
@@ -426,7 +421,7 @@ class ToyDomain:
 
 def toy_config(steepness: float = 1.0, **settings: Any) -> ToyConfig:
     settings = {
-        "steps": 6, "warmup": 2, "lr": 0.1, "weight_decay": 0.0, "valid_every": 3,
+        "steps": 6, "batch_size": 1, "warmup": 2, "lr": 0.1, "weight_decay": 0.0, "valid_every": 3,
         "checkpoint_every": 2, **settings,
     }  # fmt: skip
     return ToyConfig(train=TrainConfig(**settings), steepness=steepness)
@@ -437,7 +432,7 @@ class BrokenTask(ToyTask):
 
     broken = ""
 
-    def step(self, batch: int, state: Running | None) -> Step:
+    def step(self, batch: Tensor, state: Running | None) -> Step:
         step = super().step(batch, state)
         if batch < 3:
             return step
@@ -447,7 +442,7 @@ class BrokenTask(ToyTask):
             # Infinite at 0, where the root itself is 0.
             return step._replace(loss=step.loss + (0 * self.model.matrix.sum()).sqrt())
         if self.broken == "carried state":
-            return step._replace(state=Running(torch.tensor(math.inf), None))
+            return step._replace(state=Running(torch.tensor([math.inf]), None))
         if self.broken == "weights":
             self.model.matrix.data.fill_(math.inf)
         return step
@@ -484,7 +479,7 @@ def test_what_is_not_finite_before_the_first_checkpoint_says_so(tmp_path: Path) 
 class OnceBrokenTask(BrokenTask):
     """As a BrokenTask, but good again after the fourth batch."""
 
-    def step(self, batch: int, state: Running | None) -> Step:
+    def step(self, batch: Tensor, state: Running | None) -> Step:
         if batch <= 3:
             return super().step(batch, state)
         return ToyTask.step(self, batch, state)
@@ -513,7 +508,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     # The batches of the step that was left out have left no trace in what is carried.
     lost = {3} if accumulate == 1 else {2, 3}
     carried = load_checkpoint(latest(tmp_path / "run/checkpoints"))["carried"][0]
-    assert carried.item() == sum(set(range(6 * accumulate)) - lost)
+    assert carried.sum() == sum(set(range(6 * accumulate)) - lost)
     assert task.model.vector.isfinite().all()
     assert (task.model.vector > straight.model.vector).all()
     # It is counted through a resumption, and one more is too many.
@@ -565,7 +560,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 )
 def test_too_little_memory_is_said(tmp_path: Path, error: RuntimeError) -> None:
     class LargeTask(ToyTask):
-        def step(self, batch: int, state: Running | None) -> Step:
+        def step(self, batch: Tensor, state: Running | None) -> Step:
             raise error
 
     task = LargeTask(toy_config())
@@ -576,9 +571,9 @@ def test_too_little_memory_is_said(tmp_path: Path, error: RuntimeError) -> None:
 class UnevenTask(ToyTask):
     """Batch n has n + 1 tokens and the figure n."""
 
-    def step(self, batch: int, state: Running | None) -> Step:
+    def step(self, batch: Tensor, state: Running | None) -> Step:
         step = super().step(batch, state)
-        return step._replace(tokens=batch + 1, log={"loss": float(batch)})
+        return step._replace(tokens=batch.item() + 1, log={"loss": float(batch)})
 
 
 def test_the_log_of_a_step_is_the_mean_over_its_tokens(tmp_path: Path) -> None:
@@ -596,14 +591,15 @@ def test_what_is_carried_goes_on_where_the_model_is(tmp_path: Path) -> None:
         {
             "optimizer_states": [{}],
             "lr_schedulers": [{}],
-            "carried": (torch.ones(()), None),
+            "carried": (torch.ones(1), None),
             "cursor": {"next": 3},
             "skipped": 0,
             "random": torch.get_rng_state(),
         }  # fmt: skip
     )
-    assert isinstance(module.carried, Running)
-    assert module.carried.total.device.type == "meta"
+    (carried,) = module.carried
+    assert isinstance(carried, Running)
+    assert carried.total.device.type == "meta"
 
 
 def test_another_domain_trains_and_goes_on(tmp_path: Path) -> None:

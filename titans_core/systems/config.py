@@ -10,10 +10,10 @@ from titans_core.checks import check_numbers
 class SystemConfig:
     """The paper's rivals as mixers. What is None is as the system's authors have it."""
 
-    num_heads: int | None = None  # None for as many as the memory's
+    num_heads: int | None = None  # heads; None for as many as the memory's
     key_expansion: float | None = None  # width of all keys / dim
     value_expansion: float | None = None  # width of all values, or of Mamba's channels / dim
-    conv_size: int | None = None  # 0 for none
+    conv_size: int | None = None  # tokens that the convolutions see; 0 for none
     state_size: int | None = None  # numbers per channel in mamba, mamba2 and longhorn
     num_slots: int | None = None  # gsa; its authors' is the width of a key
 

@@ -34,6 +34,8 @@ from titans_domains.dna.metrics import scores
 from titans_domains.dna.model import SequenceNetwork
 from titans_domains.dna.tokenizers import DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
+from titans_domains.ranks import is_first
+from titans_domains.report import Floors
 from titans_domains.train_config import TrainConfig
 from titans_domains.weights import header_of, make_model
 
@@ -127,22 +129,47 @@ class ClassifyTask:
         logits = self.model(batch.tokens, batch.mask)
         loss = classification_loss(logits, batch.targets, self.weights, self.smoothing)
         tokens = batch.tokens.numel() if batch.mask is None else int(batch.mask.sum())
-        return Step(loss, (), tokens, {"loss": loss.item()})
+        return Step(loss, (), tokens, {"loss": loss.item()}, self._weight(batch))
+
+    def _weight(self, batch: ExampleBatch) -> float:
+        """What the loss of a batch is the mean over."""
+        if self.weights is None or self.train.multilabel:
+            return len(batch.targets)
+        return self.weights.to(batch.targets.device)[batch.targets].sum().item()
 
     def validate(self) -> dict[str, float]:
         """Loss and figures on the validation examples; keeps the weights if the loss is the lowest."""
         if self.valid is None:
             return {}
-        logits = logits_of(self.model, self.valid.tokens)
-        targets = torch.from_numpy(self.valid.targets)
-        loss = classification_loss(logits, targets, self.weights).item()
+        figures = self._figures(logits_of(self.model, self.valid.tokens))
+        loss = figures["loss"]
         if loss < self.lowest:
             self.lowest = loss
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            if self.folder is not None:
+            if self.folder is not None and is_first():
                 self._write_best(self.folder / BEST)
+        return figures
+
+    def _figures(self, logits: Float[Tensor, "n C"]) -> dict[str, float]:
+        """Loss and scores on the validation examples."""
+        assert self.valid is not None
+        targets = torch.from_numpy(self.valid.targets)
+        loss = classification_loss(logits, targets, self.weights).item()
         proba = chances(logits, multilabel=self.valid.multilabel).numpy()
         return {"loss": loss, **scores(self.valid.targets, proba)}
+
+    def floors(self) -> Floors:
+        """What the classes' shares of the training sequences say of every sequence."""
+        if self.valid is None:
+            return {}
+        several = self.train.multilabel
+        counts = self.train.targets.sum(0) if several else np.bincount(self.train.targets)
+        shares = torch.from_numpy(counts / len(self.train.tokens)).float().clamp(1e-6, 1 - 1e-6)
+        logits = (shares.logit() if several else shares.log()).expand(len(self.valid.tokens), -1)
+        return {
+            f"valid_{name}": {"shares of the classes alone": value}
+            for name, value in self._figures(logits).items()
+        }
 
     def _write_best(self, path: Path) -> None:
         assert self.best is not None

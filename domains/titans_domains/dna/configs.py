@@ -20,13 +20,13 @@ class DnaData:
     genome: str | None = None  # FASTA file in which a classifier's tables of places are looked up
     # Chromosomes (or other groups) of a classifier's data whose sequences are for validation.
     valid_chromosomes: tuple[str, ...] = ()
-    tokenizer: Literal["nucleotide", "kmer", "bpe"] = "nucleotide"
-    k: int = 6  # of k-mers
-    vocab_size: int = 4096  # of BPE
+    tokenizer: Literal["nucleotide", "kmer", "bpe"] = "nucleotide"  # what bases are read as
+    k: int = 6  # bases of a k-mer
+    vocab_size: int = 4096  # tokens of a BPE
     # Share for validation: of the sequences where the source has no such split, of a genome its end.
     held_out: float = 0.1
     seq_len: int = 512  # tokens of a sequence; of causal and masked models
-    both_strands: bool = True
+    both_strands: bool = True  # whether the other strand is trained on too
     soft_masked: bool = True  # whether bases in lower case count in the loss
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class DnaData:
 class LossConfig:
     smoothing: float = 0.05  # share of a label that is spread over all classes
     balanced: bool = False  # every class as heavy as the others
-    hidden_share: float = 0.15  # of tokens, in masked models
-    order: int = 0  # of the Markov model that a causal model begins from; 0 for none
+    hidden_share: float = 0.15  # share of tokens that are hidden, in masked models
+    order: int = 0  # bases seen by the Markov model that a causal model begins from; 0 for none
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1 or not 0 < self.hidden_share < 1:
@@ -55,13 +55,13 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DnaConfig:
-    kind: Kind = "train"
+    kind: Kind = "train"  # a classifier, or a model of bases from before, or from both sides
     pretrained: str | None = None  # run whose encoder and tokens a classifier begins from
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DnaData = field(default_factory=DnaData)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
+    seed: int = 0  # of initial weights and the order of the data
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

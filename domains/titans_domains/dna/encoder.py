@@ -38,7 +38,7 @@ class ModelConfig:
     # one: the strand that is given is read. average: either strand in training, the mean of both in
     # prediction. equivariant: the mean of both in training too.
     strands: Strands = "one"
-    dropout: float = 0.2
+    dropout: float = 0.2  # share of numbers that training leaves out
 
     def __post_init__(self) -> None:
         for name, allowed in (("direction", get_args(Direction)), ("strands", get_args(Strands))):

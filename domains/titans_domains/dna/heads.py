@@ -16,7 +16,7 @@ class HeadConfig:
     positions: int = 256  # first tokens whose position is known; later ones are pooled alone
     slots: int = 4  # weighted means, each with weights of its own for content and position
     place_channels: int = 16  # channels that each place hands on by itself; 0 for none
-    hidden: int = 64
+    hidden: int = 64  # width of the layer before the classes
     linear: bool = True  # a score for each token at each position, beside the network
     kmers: int = (
         6  # a score for each run of up to so many bases, wherever it is; of single bases alone

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt16
+from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
 from titans_core import count_parameters
+from titans_domains.dna.markov import UNKNOWN, Markov
 from titans_domains.dna.pretraining import (
     CausalModel,
     MaskedModel,
@@ -21,14 +22,17 @@ from titans_domains.dna.pretraining import (
     target_nats,
 )
 from titans_domains.dna.reading import ambiguous_line
-from titans_domains.dna.tokenizers import PAD, DnaTokenizer, save_tokenizer
+from titans_domains.dna.tokenizers import FIRST_BASE, PAD, DnaTokenizer, save_tokenizer
 from titans_domains.domain import Step
 from titans_domains.language.streams import Batch, Corpus, Streams
+from titans_domains.report import Floors
 from titans_domains.train_config import TrainConfig
 
 Ids = UInt16[np.ndarray, " T"]
 SOFT = 2**15
 """Added to tokens whose loss is not to count."""
+FLOOR_ORDER, FLOOR_BASES = 7, 2**22
+"""Of the Markov model beside the figures, as `titans dna eval` has it, where it takes a second or two."""
 
 
 class PretrainTask:
@@ -55,9 +59,9 @@ class PretrainTask:
         data_sha256: str | None = None,
         ambiguous: int = 0,
     ) -> None:
-        self.model, self.tokenizer, self.valid = model, tokenizer, valid
+        self.model, self.tokenizer, self.train, self.valid = model, tokenizer, train, valid
         self.seq_len, self.seed, self.hidden_share = seq_len, seed, hidden_share
-        self.data_sha256, self.rows = data_sha256, config.batch_size
+        self.data_sha256, self.rows = data_sha256, config.rows
         self.bases, self.ambiguous = sum(map(len, train)), ambiguous
         for what, contigs in (("train on", train), ("hold out", valid)):
             if sum(map(len, contigs)) and not any(map(self._counts, contigs)):
@@ -119,7 +123,8 @@ class PretrainTask:
         # Where no token of a batch counts there is nothing to learn, and no figure.
         loss = nats.sum() / max(1, count)
         figure = loss.item() if count else math.nan
-        return Step(loss, state, inputs.numel(), {"loss": figure, "bits": figure / math.log(2)})
+        log = {"loss": figure, "bits": figure / math.log(2)}
+        return Step(loss, state, inputs.numel(), log, count)
 
     def _counts(self, ids: Ids) -> bool:
         """Whether the loss of any token counts."""
@@ -167,6 +172,18 @@ class PretrainTask:
         name = "bits_per_base" if self.tokenizer.kind == "nucleotide" else "bits_per_token"
         return {name: total / count / math.log(2) if count else math.nan}
 
+    def floors(self) -> Floors:
+        """Of a causal model of single bases, the Markov model that the training part makes."""
+        single = isinstance(self.model, CausalModel) and self.tokenizer.kind == "nucleotide"
+        if not single or not sum(map(len, self.valid)) > 0 or self.bases > FLOOR_BASES:
+            return {}
+        markov = Markov([codes_of(ids) for ids in self.train], FLOOR_ORDER)
+        bits = np.concatenate(
+            [np.where(ids < SOFT, markov.bits(codes_of(ids)), np.nan) for ids in self.valid]
+        )
+        name = f"order-{FLOOR_ORDER} Markov model"
+        return {"valid_bits_per_base": {name: float(np.nanmean(bits))}}
+
     def _validation_steps(self) -> Iterator[tuple[float, int]]:
         """Nats and number of the tokens that count, sequence by sequence."""
         for contig in self.valid:
@@ -193,6 +210,12 @@ class PretrainTask:
 
     def save_extras(self, folder: Path) -> None:
         save_tokenizer(self.tokenizer, folder)
+
+
+def codes_of(ids: Ids) -> UInt8[np.ndarray, " T"]:
+    """Tokens of single bases as `Markov` counts them."""
+    plain = ids % SOFT
+    return np.minimum(plain - FIRST_BASE, UNKNOWN).astype(np.uint8)
 
 
 def other_strand(ids: Ids, complement: Int[np.ndarray, " V"]) -> Ids:

@@ -22,7 +22,7 @@ class StemConfig:
     size: int = 11  # tokens that the first convolution sees, odd; 0 for no convolution
     pool: int = 4  # tokens that become one place, by their largest values
     depth: int = 2  # convolutions, the first one among them
-    channels: int = 64
+    channels: int = 64  # width of the convolutions
 
     def __post_init__(self) -> None:
         if self.size < 0 or (self.size and self.size % 2 == 0):

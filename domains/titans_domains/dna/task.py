@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from titans_domains.checkpoints import WEIGHTS, latest
 from titans_domains.dna.classify import ClassifyTask, build
@@ -17,15 +17,14 @@ from titans_domains.dna.examples import Examples, encode_all, fingerprint
 from titans_domains.dna.genome import Genome
 from titans_domains.dna.labelled import EMBEDDED, Labelled, labelled_splits
 from titans_domains.dna.labels import held_out, known_labels, read_labels
-from titans_domains.dna.markov import UNKNOWN, Markov
-from titans_domains.dna.pretrain import SOFT, Ids, PretrainTask
+from titans_domains.dna.markov import Markov
+from titans_domains.dna.pretrain import SOFT, Ids, PretrainTask, codes_of
 from titans_domains.dna.pretrained import Pretrained
 from titans_domains.dna.pretraining import CausalModel, MaskedModel
 from titans_domains.dna.saved import load_encoder
 from titans_domains.dna.splits import chromosome_split
 from titans_domains.dna.streams import read_pieces
 from titans_domains.dna.tokenizers import (
-    FIRST_BASE,
     DnaTokenizer,
     load_tokenizer,
     make_tokenizer,
@@ -60,6 +59,11 @@ class DnaDomain:
         if config.kind == "train":
             return classify_task(config, device, folder)
         return pretrain_task(config, device, folder)
+
+    def subject(self, run: Path, device: torch.device, checkpoint: str) -> Any:
+        from titans_domains.dna.inspected import dna_subject
+
+        return dna_subject(run, device, checkpoint)
 
 
 DOMAIN = DnaDomain()
@@ -116,7 +120,7 @@ def classify_task(config: DnaConfig, device: torch.device, folder: Path | None) 
         load_encoder(model, begun, tokenizer)
     return ClassifyTask(
         model, examples, others, tokenizer=tokenizer, classes=names,
-        batch_size=config.train.batch_size, seed=config.seed, smoothing=config.loss.smoothing,
+        batch_size=config.train.rows, seed=config.seed, smoothing=config.loss.smoothing,
         weights="balanced" if config.loss.balanced else None, folder=folder,
         length=max(map(len, train.sequences)),
         data_sha256=fingerprint(train.sequences, train.labels),
@@ -220,12 +224,6 @@ def tokens_of(
     if int(ids.max()) >= SOFT:
         raise ValueError(f"A vocabulary must be smaller than {SOFT} tokens: take a smaller k.")
     return (ids + (0 if ignored is None else SOFT * ignored)).astype(np.uint16)
-
-
-def codes_of(ids: Ids) -> UInt8[np.ndarray, " T"]:
-    """Tokens of single bases as `Markov` counts them."""
-    plain = ids % SOFT
-    return np.minimum(plain - FIRST_BASE, UNKNOWN).astype(np.uint8)
 
 
 def last_share(contigs: list[Ids], share: float) -> tuple[list[Ids], list[Ids]]:

@@ -40,7 +40,8 @@ def next_token_loss(
     """Mean nats per token that is not padding."""
     if mask is not None:
         targets = targets.masked_fill(~mask, -100)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten(), ignore_index=-100)
 
 
 @torch.no_grad()

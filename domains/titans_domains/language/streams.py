@@ -118,7 +118,7 @@ class Streams:
         if len(cursor["rows"]) != self.rows:
             raise ValueError(
                 f"train.batch_size must be that of the run, {len(cursor['rows'])} rows: got "
-                f"{self.rows}."
+                f"{self.rows} (times train.accumulate)."
             )
         return self._batches(cursor)
 

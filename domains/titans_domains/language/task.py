@@ -13,6 +13,7 @@ from titans_domains.checkpoints import WEIGHTS, chosen
 from titans_domains.domain import Step
 from titans_domains.language import corpus
 from titans_domains.language.evaluate import bits_per_byte, modes_of
+from titans_domains.language.floors import floors
 from titans_domains.language.generate import as_text, generate
 from titans_domains.language.model import LanguageModel, next_token_loss
 from titans_domains.language.streams import Batch, Corpus, Hub, Source, Streams
@@ -22,9 +23,13 @@ from titans_domains.language.tokenizers import (
     load_tokenizer,
     make_tokenizer,
 )
+from titans_domains.report import Floors
 from titans_domains.runs import load_run_table
 from titans_domains.train_config import TrainConfig
 from titans_domains.weights import make_model, read_model
+
+FLOOR_BYTES = 2**19
+"""Most training text that n-grams are counted in before a training: about three seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class DataConfig:
     source: str = corpus.EMBEDDED
     tokenizer: str = "bytes"  # bytes, bpe, or the path of a tokenizer file
     vocab_size: int = 4096  # of a BPE that is trained on the corpus
-    seq_len: int = 256
+    seq_len: int = 256  # tokens of a sequence
     held_out: float = 0.1  # share of all bytes, the last ones, kept for validation
     valid_bytes: int = 16384  # of the held-out text, for the figure while training
 
@@ -49,7 +54,7 @@ class LanguageConfig:
     model: BackboneConfig = PRESETS["tiny"]
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
+    seed: int = 0  # of initial weights and the order of the data
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -91,11 +96,12 @@ class LanguageTask:
         self.valid: list[bytes] = []
         self.data_sha256: str | None = None
         self.bytes_per_token: float | None = None
+        self.trained_bytes = 0
         streamed = config.data.source.startswith(corpus.HUB)
         source = self._hub(folder) if streamed else self._corpus(folder)
         self.streams = Streams(
             source,
-            rows=config.train.batch_size,
+            rows=config.train.rows,
             length=config.data.seq_len,
             grid=config.model.grid,
         )
@@ -141,11 +147,11 @@ class LanguageTask:
                 f"{data.source} has {count} tokens for training, fewer than one sequence of "
                 f"data.seq_len = {data.seq_len}: give more text or a shorter sequence."
             )
-        size = sum(map(len, texts))
+        size = self.trained_bytes = sum(map(len, texts))
         self.bytes_per_token = size / count
         self.amount = f"{size:,} bytes to train on, {sum(map(len, held_out)):,} held out"
         self.valid = corpus.first_bytes(held_out, data.valid_bytes)
-        return Corpus(ids, self.tokenizer.end, self.config.train.batch_size, self.config.seed)
+        return Corpus(ids, self.tokenizer.end, self.config.train.rows, self.config.seed)
 
     def describe(self) -> str:
         return (
@@ -159,7 +165,7 @@ class LanguageTask:
     def fresh_state(self) -> Any:
         if not self.carry:
             return ()
-        return self.model.backbone.fresh_state(self.config.train.batch_size)
+        return self.model.backbone.fresh_state(self.config.train.rows)
 
     def step(self, batch: Batch, state: Any) -> Step:
         backbone = self.model.backbone
@@ -167,10 +173,21 @@ class LanguageTask:
         logits, state = self.model(batch.inputs, state, mask=batch.mask, reset=batch.reset)
         loss = next_token_loss(logits, batch.targets, batch.mask)
         tokens = batch.inputs.numel() if batch.mask is None else int(batch.mask.sum())
+        state = backbone.put_down(state) if self.carry else ()
+        return Step(loss, state, tokens, self.figures(loss))
+
+    def figures(self, loss: torch.Tensor) -> dict[str, float]:
+        """What the log has of a mean loss."""
         log = {"loss": loss.item()}
         if self.bytes_per_token is not None:
             log["bits_per_byte"] = log["loss"] / math.log(2) / self.bytes_per_token
-        return Step(loss, backbone.put_down(state) if self.carry else (), tokens, log)
+        return log
+
+    def over_time(self, group: Any) -> Any:
+        """This task where the processes of a group share the time of every row."""
+        from titans_domains.language.time_share import TimeShare
+
+        return TimeShare(self, group)
 
     def validate(self) -> dict[str, float]:
         if not self.valid:
@@ -178,6 +195,15 @@ class LanguageTask:
         mode, window = modes_of(self.model)[0], self.config.data.seq_len
         bits = bits_per_byte(self.model, self.tokenizer, self.valid, mode, window=window)
         return {"bits_per_byte": bits}
+
+    def floors(self) -> Floors:
+        """Of the text that `validate` reads. The n-grams know the training text where that is short."""
+        if not any(self.valid) or not self.config.train.valid_every:
+            return {}
+        known = []
+        if self.trained_bytes <= FLOOR_BYTES:
+            known = read_corpus(self.config.data)[0]
+        return {"valid_bits_per_byte": floors(b"".join(known), *self.valid)}
 
     def sample(self) -> str:
         return "".join(as_text(generate(self.model, self.tokenizer, b"", max_tokens=200, seed=0)))
@@ -212,6 +238,11 @@ class LanguageDomain:
         self, config: LanguageConfig, device: torch.device, folder: Path | None = None
     ) -> LanguageTask:
         return LanguageTask(config, device, folder)
+
+    def subject(self, run: Path, device: torch.device, checkpoint: str) -> Any:
+        from titans_domains.language.inspected import TextSubject
+
+        return TextSubject(*load_run(run, device, checkpoint)[:2])
 
 
 DOMAIN = LanguageDomain()

@@ -24,15 +24,15 @@ OutputName = Literal["student_t", "normal", "laplace", "quantiles", "mse", "mae"
 class ForecastConfig:
     """What is forecast, from what, and how the network is made of patches."""
 
-    prediction_length: int = 24
-    context_length: int = 168
-    patch_len: int = 8
-    output: OutputName = "student_t"
-    mixing: Literal["none", "channels"] = "none"
-    scaling: Scaling = "std"
-    dropout: float = 0.0
+    prediction_length: int = 24  # steps to forecast
+    context_length: int = 168  # steps that a forecast is made from
+    patch_len: int = 8  # steps that become one token
+    output: OutputName = "student_t"  # distribution or quantiles, or the error of a point forecast
+    mixing: Literal["none", "channels"] = "none"  # whether the channels of a series see each other
+    scaling: Scaling = "std"  # what the steps of a context are divided by
+    dropout: float = 0.0  # share of numbers that training leaves out
     time_features: bool = False  # those that GluonTS has for the frequency of the data
-    lags_seq: tuple[int, ...] = ()
+    lags_seq: tuple[int, ...] = ()  # steps back whose values are read beside each step
     linear_start: bool = True  # the linear path is the ridge fitted on the training windows
     carry_length: int | None = None  # of streams, with train.carry; None for 4 contexts
 
@@ -42,12 +42,12 @@ class DataConfig:
     source: str = SOURCE  # generated, or a CSV file
     freq: str | None = None  # None: inferred from the stamps
     # Columns of a long table; one without `target` is a wide one.
-    item_id: str = "item_id"
+    item_id: str = "item_id"  # column with the names of the series
     timestamp: str | None = None  # None: found by its name, or the first column
-    target: str = "target"
+    target: str = "target"  # column with the values to forecast
     feat_dynamic_real: tuple[str, ...] = ()  # rows after a series' last target are their future
-    past_feat_dynamic_real: tuple[str, ...] = ()
-    feat_static_real: tuple[str, ...] = ()
+    past_feat_dynamic_real: tuple[str, ...] = ()  # known of the past alone
+    feat_static_real: tuple[str, ...] = ()  # the same in all rows of a series
     feat_static_cat: tuple[str, ...] = ()  # of whole numbers from 0 on
     cardinality: tuple[int, ...] = ()  # how many there are, for each of feat_static_cat
     ignored: tuple[str, ...] = ()  # columns that are not read
@@ -82,7 +82,7 @@ class TimeseriesConfig:
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
+    seed: int = 0  # of initial weights and the windows that are drawn
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -123,6 +123,11 @@ class TimeseriesDomain:
         from titans_domains.timeseries.task import TimeseriesTask
 
         return TimeseriesTask(config, device, folder)
+
+    def subject(self, run: Path, device: torch.device, checkpoint: str) -> Any:
+        from titans_domains.timeseries.inspected import series_subject
+
+        return series_subject(run, device, checkpoint)
 
 
 DOMAIN = TimeseriesDomain()

@@ -91,6 +91,10 @@ class Forecaster(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the observed steps after each window."""
+        return self.counted_loss(batch)[0]
+
+    def counted_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean, and over how many numbers."""
         length = self.config.context_length
         past, future = batch["target"].tensor_split([length], 1)
         seen = ~past.isnan()
@@ -110,6 +114,10 @@ class Forecaster(nn.Module):
         The stream is read as a carried one will be: from a fresh memory, with the scale of the first
         context throughout.
         """
+        return self.counted_stream_loss(batch)[0]
+
+    def counted_stream_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean, and over how many numbers."""
         config = self.config
         size, horizon, length = config.patch_len, config.prediction_length, config.context_length
         steps = batch["target"].shape[1] - horizon
@@ -137,12 +145,13 @@ class Forecaster(nn.Module):
 
     def mean_loss(
         self, numbers: Tensor, future: Tensor, loc: Tensor, scale: Tensor, begun: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """In units of the scale, so that every series weighs the same; `begun` is False without a past."""
         counted = ~future.isnan() & begun
         target = normalise(future.nan_to_num(), counted, loc, scale).clamp(-FARTHEST, FARTHEST)
         loss = self.output.loss(target, arguments(self.output, numbers))
-        return loss.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
+        count = counted.sum()
+        return loss.masked_fill(~counted, 0).sum() / count.clamp(min=1), count
 
     @staticmethod
     def past_features(batch: Batch, steps: int) -> Tensor | None:

@@ -8,7 +8,7 @@ same windows under GluonTS's own loop; this task is for runs, which can be stopp
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from titans_core.files import write_tensors, write_whole
 from titans_domains.checkpoints import SCHEMA, WEIGHTS, latest, read_json
 from titans_domains.config import from_dict, to_dict
 from titans_domains.domain import Step
+from titans_domains.ranks import is_first
+from titans_domains.report import Floors
 from titans_domains.runs import choose_device, load_run_table
 from titans_domains.timeseries import synthetic
 from titans_domains.timeseries.checks import check_entry, name_of
 from titans_domains.timeseries.config import DOMAIN, TimeseriesConfig
 from titans_domains.timeseries.estimator import feature_names
 from titans_domains.timeseries.frames import SeriesSet, from_table, read_csv
+from titans_domains.timeseries.frequency import period_alias, same_freq
 from titans_domains.timeseries.loaders import (
     stream_places,
     stream_steps,
@@ -46,13 +49,15 @@ BEST, BEST_SCORE, SPEC = "best", "score.json", "spec.json"
 VALID_WINDOWS = 512
 
 
-def read_data(config: TimeseriesConfig, source: str | None = None) -> SeriesSet:
+def read_data(
+    config: TimeseriesConfig, source: str | None = None, usual_freq: str | None = None
+) -> SeriesSet:
     """The series of a configuration, or those of another source read in its way."""
     source = config.data.source if source is None else source
     options = config.data.options()
     if source == synthetic.SOURCE:
         return from_table(synthetic.generate(), channels=config.data.channels)
-    return from_table(read_csv(source), name=source, **options)
+    return from_table(read_csv(source), name=source, usual_freq=usual_freq, **options)
 
 
 def fingerprint(data: SeriesSet) -> str:
@@ -104,8 +109,10 @@ class TimeseriesTask:
         self, config: TimeseriesConfig, device: torch.device, folder: Path | None = None
     ) -> None:
         self.config, self.device, self.folder = config, device, folder
+        self.fitted = False  # whether it begins as a linear map
         data = read_data(config)
         self.data_sha256: str | None = fingerprint(data)
+        self.data_freq = data.freq
         self.spec = make_spec(config, data)
         network = make_network(config, self.spec)
         self.carry = config.train.carry is True
@@ -170,6 +177,7 @@ class TimeseriesTask:
         ridge = linear_map(self.plain, self.config.forecast.scaling, self.spec.context_length)
         if ridge is not None:
             self.model.network.start_at(ridge.weight.float())
+            self.fitted = True
 
     def describe(self) -> str:
         return (
@@ -184,21 +192,28 @@ class TimeseriesTask:
             seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
             random = torch.Generator().manual_seed(seed)
             step += 1
-            yield self.train.drawn(self.config.train.batch_size, random), {"step": step}
+            yield self.train.drawn(self.config.train.rows, random), {"step": step}
 
     def fresh_state(self) -> Any:
         """Nothing is carried from batch to batch: a stream is read within one."""
         return ()
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        batch = {name: x.to(self.device) for name, x in batch.items()}
-        return self.model.stream_loss(batch) if self.carry else self.model.loss(batch)
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean, and over how many numbers."""
+        kind = next(self.model.parameters()).dtype
+        batch = {
+            name: x.to(self.device, kind if x.is_floating_point() else x.dtype)
+            for name, x in batch.items()
+        }
+        if self.carry:
+            return self.model.counted_stream_loss(batch)
+        return self.model.counted_loss(batch)
 
     def step(self, batch: Batch, state: Any) -> Step:
-        loss = self.loss(batch)
+        loss, count = self.loss(batch)
         rows, steps, channels = batch["target"].shape
         read = (steps - self.spec.prediction_length) // self.config.forecast.patch_len
-        return Step(loss, (), rows * channels * read, {"loss": loss.item()})
+        return Step(loss, (), rows * channels * read, {"loss": loss.item()}, count.item())
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -210,19 +225,26 @@ class TimeseriesTask:
         total = count = 0.0
         for batch in self.valid.spread(VALID_WINDOWS, 64):
             size = len(batch["target"])
-            total, count = total + size * self.loss(batch).item(), count + size
+            total, count = total + size * self.loss(batch)[0].item(), count + size
         self.model.train(was_training)
         loss = total / count
-        if self.folder is not None and loss < best_loss(self.folder):
+        if self.folder is not None and is_first() and loss < best_loss(self.folder):
             save_best(self.model, self.folder, loss)
         return {"loss": loss}
+
+    def floors(self) -> Floors:
+        """The fitted linear map that the training begins from, and whose loss the run keeps then."""
+        if self.folder is None or self.valid is None or not self.fitted:
+            return {}
+        return {"valid_loss": {"fitted linear map alone": best_loss(self.folder)}}
 
     def sample(self) -> None:
         return None
 
     def save_extras(self, folder: Path) -> None:
         (folder / SPEC).write_text(
-            json.dumps({"schema": SCHEMA, "spec": to_dict(self.spec)}) + "\n"
+            json.dumps({"schema": SCHEMA, "spec": to_dict(self.spec), "freq": self.data_freq})
+            + "\n"
         )
         self.folder = folder
         self.validate()
@@ -278,9 +300,30 @@ def load_run(
     return TitansPredictor.of(module, batch_size=64, device=str(device)), config
 
 
-def series_for(run: Path, config: TimeseriesConfig, source: str | None) -> Sequence[dict[str, Any]]:
-    """The series to forecast: another source's, or the run's own where they are what they were."""
-    data = read_data(config, source)
+def trained_freq(run: Path, config: TimeseriesConfig) -> str | None:
+    """How often what a run was trained on is sampled; None where an earlier version did not write it."""
+    table = read_json(run / SPEC)
+    found = table.get("freq") or table["spec"].get("freq") or config.data.freq
+    return None if found is None else period_alias(str(found))
+
+
+def series_for(
+    run: Path,
+    config: TimeseriesConfig,
+    source: str | None,
+    talk: Callable[[str], None] = lambda line: None,
+) -> Sequence[dict[str, Any]]:
+    """The series to forecast: another source's, or the run's own where they are what they were.
+
+    Told is where they are sampled more or less often than those that the run was trained on.
+    """
+    usual = trained_freq(run, config)
+    data = read_data(config, source, usual)
+    if usual is not None and not same_freq(usual, data.freq):
+        talk(
+            f"{source} is sampled by {data.freq}, and {run} was trained on data by {usual}: the figures "
+            "may mean nothing."
+        )
     if source is None and fingerprint(data) != load_run_table(run, DOMAIN)[1]["data_sha256"]:
         raise ValueError(
             f"{config.data.source} has changed since {run} was trained: name it with --data."

@@ -78,12 +78,14 @@ class SuiteTask:
 
     def step(self, batch: Examples, state: Any) -> Step:
         loss = self._loss(batch, "mean")
-        return Step(loss, (), batch.inputs.numel(), {"loss": loss.item()})
+        asked = int((batch.targets != IGNORED).sum())
+        return Step(loss, (), batch.inputs.numel(), {"loss": loss.item()}, asked)
 
     def _loss(self, batch: Examples, reduction: str) -> Tensor:
         logits, _ = self.model(batch.inputs, mask=batch.mask)
+        wide = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(
-            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED,
+            logits.flatten(0, 1).to(wide), batch.targets.flatten(), ignore_index=IGNORED,
             reduction=reduction,
         )  # fmt: skip
 
