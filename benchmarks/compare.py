@@ -68,14 +68,17 @@ KINDS = {"chunks": of_kernels, "runs": of_long_stream, "together": of_serving}
 
 def ratios(path: Path) -> dict[str, float]:
     """All ratios of a raw output; larger is better."""
-    results = json.loads(path.read_text())
     try:
+        results = json.loads(path.read_text())
         kind = next(KINDS[key] for key in KINDS if key in results)
-        return dict(kind(results))
-    except (StopIteration, KeyError, IndexError, TypeError):
+        found = dict(kind(results))
+    except (StopIteration, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        found = {}
+    if not found:
         raise ValueError(
             f"{path} must be the raw output of kernels.py, long_stream.py or serving.py: give one of those."
-        ) from None
+        )
+    return found
 
 
 def compare(
@@ -96,6 +99,8 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--fall", type=float, default=FALL, help="share that a ratio may fall by")
     args = parser.parse_args()
+    if not 0 <= args.fall < 1:
+        parser.error(f"--fall must be a share from 0 to below 1: got {args.fall:g}, try {FALL}")
     try:
         rows = compare(ratios(args.old), ratios(args.new), args.fall)
     except (OSError, ValueError) as error:

@@ -16,7 +16,9 @@ NAMES = {
     "memory_update": "the update, in C",
     "memory_update, chunked": "the update, as products in torch",
     "NeuralMemory": "the layer, `NeuralMemory`",
-    "titans-pytorch": "layer of titans-pytorch, same semantics",
+    "titans-pytorch": (
+        "layer of titans-pytorch, same chunk and step sizes; its momentum and decay are one step per chunk"
+    ),
     "titans-pytorch, one batch": "layer of titans-pytorch, its defaults' one batch",
     "fla gated delta rule": "gated delta rule, naive torch code of fla",
     "fla TTT-Linear": "TTT-Linear, naive torch code of fla",
@@ -138,8 +140,7 @@ def serving() -> Iterator[str]:
     name = "serving.json"
     results = read(name)
     yield "## A service under load\n"
-    command = "python benchmarks/serving.py RUN --seconds 300 --out benchmarks/results"
-    yield made_by(results, name, command, f"{results['cores']} cores")
+    yield made_by(results, name, results["command"], f"{results['cores']} cores")
     yield (
         f"{results['clients']} clients for {results['together']['seconds']:.0f} s on the same machine, "
         f"preset `{results['run']}`; mixed prompts, answers and sessions.\n"

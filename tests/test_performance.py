@@ -108,9 +108,37 @@ def test_how_far_a_ratio_may_fall_can_be_said(tmp_path: Path) -> None:
     )
 
 
+def assert_refused(done: subprocess.CompletedProcess[str], name: str) -> None:
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert name in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["length.json", "not_there.json"])
 def test_what_is_no_such_output_is_refused(name: str) -> None:
-    done = compare(RESULTS / "serving.json", RESULTS / name)
+    assert_refused(compare(RESULTS / "serving.json", RESULTS / name), name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"chunks": {}}',
+        '{"chunks": []}',
+        '{"runs": {}}',
+        '{"together": 3}',
+        "[]",
+        "3",
+        '{"chunks": ',
+    ],
+)
+def test_an_output_with_nothing_to_compare_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "empty.json").write_text(text)
+    assert_refused(compare(tmp_path / "empty.json", tmp_path / "empty.json"), "empty.json")
+
+
+@pytest.mark.parametrize("fall", ["5", "1", "-0.1", "nan"])
+def test_a_fall_that_is_no_share_is_refused(fall: str) -> None:
+    done = compare(RESULTS / "serving.json", RESULTS / "serving.json", f"--fall={fall}")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert "--fall must be a share" in done.stderr

@@ -1,6 +1,7 @@
 """What the memories of a model meet while it reads: keys, values, gates and surprise of every token.
 
-B batch, T time, H memory heads, D width of a head, L layers of the memory MLP.
+B batch, T time, H memory heads, D width of a head, L layers of the memory MLP, C channels that forget
+by themselves (1, or D with forgetting per channel).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ class Heard(NamedTuple):
     step_size: Float[Tensor, "B T H L"]
     momentum: Float[Tensor, "B T H L"]
     forget: Float[Tensor, "B T H L"]  # per channel: the mean over channels
+    channels: Float[Tensor, "B T H L C"]  # forget of each
 
 
 def memories_of(model: nn.Module) -> dict[str, Recall]:
@@ -117,15 +119,17 @@ def heard(recall: Recall, x: Float[Tensor, "B T dim"], state: NeuralMemoryState)
 
 def gates_of(
     recall: Recall, x: Float[Tensor, "B T dim"]
-) -> tuple[Float[Tensor, "B T H L"], Float[Tensor, "B T H L"], Float[Tensor, "B T H L"]]:
-    """Step size, momentum and forgetting of each token, for every layer of the memory MLP."""
+) -> tuple[Tensor, Tensor, Float[Tensor, "B T H L"], Float[Tensor, "B T H L C"]]:
+    """Step size, momentum and forgetting of each token, for every layer of the memory MLP.
+
+    Forgetting twice: its mean over channels, and of each channel.
+    """
+    depth = recall.config.depth
     step_size, momentum, forget = recall._gates(x)
-    if recall.config.forget_per == "channel":
-        forget = forget.mean(-1, keepdim=True)
-    step_size, momentum, forget = (
-        gate.expand(*gate.shape[:3], recall.config.depth) for gate in (step_size, momentum, forget)
-    )
-    return step_size, momentum, forget
+    forget = forget[..., None, :] if recall.config.forget_per == "channel" else forget[..., None]
+    channels = forget.expand(*forget.shape[:3], depth, -1)
+    step_size, momentum = (gate.expand(*gate.shape[:3], depth) for gate in (step_size, momentum))
+    return step_size, momentum, channels.mean(-1), channels
 
 
 def _before(recall: Recall, k: Tensor, v: Tensor) -> Float[Tensor, "B T H L"]:

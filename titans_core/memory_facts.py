@@ -1,6 +1,7 @@
 """What can be said of a memory: how large it is, what it answers, how far a token still stands in it.
 
-N tokens, T tokens of a piece, H memory heads, D width of a head, L layers of the memory MLP.
+N tokens, T tokens of a piece, H memory heads, D width of a head, L layers of the memory MLP, C channels
+that forget by themselves.
 """
 
 import math
@@ -61,15 +62,16 @@ class Standing(NamedTuple):
     """How far tokens that were written stand in a memory at a later time, from the gates alone.
 
     The recurrence is linear in what is written, whatever the gradients: eq. 13 and 14 make of a token's
-    step u_s = -step_size g_s a summand `written` u_s of the memory.
+    step u_s = -step_size g_s a summand `written` u_s of the memory. Channels that forget by themselves are
+    to be averaged here and not in the gates: a mean of products is no product of means.
     """
 
-    retained: Float[Tensor, "N H L"]  # product of 1 - forget over the tokens after it
-    carried: Float[Tensor, "N H L"]  # product of momentum over them: its share in the surprise
-    written: Float[Tensor, "N H L"]  # above 1 where momentum has gone on writing it
+    retained: Float[Tensor, "N H L *C"]  # product of 1 - forget over the tokens after it
+    carried: Float[Tensor, "N H L *C"]  # product of momentum over them: its share in the surprise
+    written: Float[Tensor, "N H L *C"]  # above 1 where momentum has gone on writing it
 
 
-def standing(momentum: Float[Tensor, "T H L"], forget: Float[Tensor, "T H L"]) -> Standing:
+def standing(momentum: Float[Tensor, "T H L *C"], forget: Float[Tensor, "T H L *C"]) -> Standing:
     """That of each token of a piece after the piece's last one, in float64."""
     momentum, retain = momentum.double(), 1 - forget.double()
     retained, carried = (_products_after(x) for x in (retain, momentum))
@@ -82,7 +84,7 @@ def standing(momentum: Float[Tensor, "T H L"], forget: Float[Tensor, "T H L"]) -
 
 
 def aged(
-    before: Standing, momentum: Float[Tensor, "T H L"], forget: Float[Tensor, "T H L"]
+    before: Standing, momentum: Float[Tensor, "T H L *C"], forget: Float[Tensor, "T H L *C"]
 ) -> Standing:
     """The same tokens after another piece was read."""
     momentum, retain = momentum.double(), 1 - forget.double()
@@ -95,7 +97,7 @@ def aged(
     )
 
 
-def _products_after(x: Float[Tensor, "T H L"]) -> Float[Tensor, "T H L"]:
+def _products_after(x: Float[Tensor, "T ..."]) -> Float[Tensor, "T ..."]:
     """Of all later entries. Products and no quotients: momentum may be 0, and forget 1."""
     after = x.flip(0).cumprod(0).flip(0)
     return torch.cat([after[1:], torch.ones_like(x[:1])])

@@ -49,7 +49,8 @@ def score_variants(
     from titans_cli.progress import Bar
     from titans_domains.dna import calls, scoring, variants
     from titans_domains.dna.genome import Genome
-    from titans_domains.dna.output import check_target, rows
+    from titans_domains.dna.output import rows
+    from titans_domains.targets import check_target
 
     if out is not None:
         check_target(out, force)
@@ -110,7 +111,8 @@ def saturate(
     """Replace each base of a sequence by each other, and write what that changes."""
     from titans_cli.progress import Bar
     from titans_domains.dna import saturation, scoring
-    from titans_domains.dna.output import check_plots, check_target, draft, rows
+    from titans_domains.dna.output import draft, rows
+    from titans_domains.targets import check_plots, check_target
 
     for path, option in ((out, "--out"), (picture, "--picture")):
         if path is not None:

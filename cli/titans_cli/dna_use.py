@@ -54,7 +54,8 @@ def classify(
 ) -> None:
     """Classify sequences, windows over a genome, or intervals of it, and write each as it is done."""
     from titans_domains.dna import calls, scoring
-    from titans_domains.dna.output import check_target, rows
+    from titans_domains.dna.output import rows
+    from titans_domains.targets import check_target
 
     if form not in calls.FORMATS:
         raise ValueError(f"--format must be one of {', '.join(calls.FORMATS)}: got {form!r}.")
@@ -109,7 +110,7 @@ def embed(
     """Write the vector of each sequence that the model's last layer sees."""
     from titans_domains.dna import calls, scoring
     from titans_domains.dna.embedding import save_embeddings
-    from titans_domains.dna.output import check_target
+    from titans_domains.targets import check_target
 
     check_target(out, force)
     model = load(run, device)
@@ -149,11 +150,12 @@ def read(
 ) -> None:
     """Read a genome of any length with the memory carried, and write bits per base along it."""
     from titans_domains.dna import track
-    from titans_domains.dna.output import check_plots, check_target, draft, rows
+    from titans_domains.dna.output import draft, rows
     from titans_domains.dna.pretrained import MODES, PIECE
     from titans_domains.dna.streams import read_pieces
     from titans_domains.dna.task import load_model
     from titans_domains.runs import choose_device
+    from titans_domains.targets import check_plots, check_target
 
     if mode not in MODES:
         raise ValueError(f"--mode must be one of {', '.join(MODES)}: got {mode!r}.")

@@ -22,7 +22,9 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained ru
 Report = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="HTML", help="Report to write. [default: inspect.html; none with --json]"
+        "--out",
+        metavar="HTML",
+        help="Report to write. [default: the command's name and .html; none with --json]",
     ),
 ]
 Replace = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
@@ -59,7 +61,7 @@ def surprise(
     as_json: Json = False,
 ) -> None:
     """Surprise, step size, momentum and forgetting of the memory at every token of a file."""
-    out = _targets(out, as_json, force, png)
+    out = _targets("surprise", out, as_json, force, png)
     from titans_domains.inspection.along import read_along
     from titans_domains.inspection.along_page import along_page, tokens_in_page
     from titans_domains.inspection.along_table import as_table
@@ -103,7 +105,7 @@ def memory(
     as_json: Json = False,
 ) -> None:
     """Norms, effective rank, what stored keys return now and how long they last, per layer and head."""
-    out = _targets(out, as_json, force)
+    out = _targets("memory", out, as_json, force)
     if row is not None and kept is None:
         raise ValueError("--row chooses in a memory file: give --memory too.")
     if record is not None and file is None:
@@ -146,7 +148,11 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Two memories of one run: which parts differ, and what both return for the same keys."""
-    out = _targets(out, as_json, force)
+    out = _targets("compare", out, as_json, force)
+    if row is not None and not any(map(_is_memory, (a, b))):
+        raise ValueError("--row chooses in a memory file: give one as A or B too.")
+    if record is not None and all(map(_is_memory, (a, b, text or a))):
+        raise ValueError("--record chooses in a file that is read: give one as A, B or --text too.")
     from titans_domains.inspection.compare import compare_table, side_of
     from titans_domains.inspection.compare_page import compare_page
 
@@ -166,12 +172,14 @@ def compare(
         _print(found)
 
 
-def _targets(out: Path | None, as_json: bool, force: bool, png: Path | None = None) -> Path | None:
+def _targets(
+    command: str, out: Path | None, as_json: bool, force: bool, png: Path | None = None
+) -> Path | None:
     """Where the report goes, once every place was found fit to write to."""
-    from titans_domains.dna.output import check_plots, check_target
+    from titans_domains.targets import check_plots, check_target
 
     if out is None and not as_json and png is None:
-        out = Path("inspect.html")
+        out = Path(f"{command}.html")
     if out is not None and png is not None and out.resolve() == png.resolve():
         raise ValueError(f"--out and --png are both {out}: give two names.")
     for path, option in ((out, "--out"), (png, "--png")):
@@ -204,9 +212,8 @@ def _open(run: Path, device: str, checkpoint: str) -> Any:
 def _reading(of: Any, file: Path) -> Iterator[Callable[[int], None]]:
     """A bar over a file, and what tells it how far the file was read; a memory file is not read along."""
     from titans_cli.progress import Bar
-    from titans_core.memory_file import is_memory_file
 
-    if file.is_file() and is_memory_file(file):
+    if _is_memory(file):
         yield lambda done: None
         return
     with Bar("reading", of.subject.total(file)) as bar:
@@ -217,6 +224,12 @@ def _reading(of: Any, file: Path) -> Iterator[Callable[[int], None]]:
                 bar.at(done)
 
         yield tell
+
+
+def _is_memory(file: Path) -> bool:
+    from titans_core.memory_file import is_memory_file
+
+    return file.is_file() and is_memory_file(file)
 
 
 def _write(files: dict[Path | None, Any]) -> None:

@@ -27,11 +27,8 @@ def report(
     Training writes it after each validation and at its end. The page fetches nothing and opens from disk.
     """
     from titans_domains.report import write_report
+    from titans_domains.targets import check_target
 
-    if out is not None and out.exists() and not (force and out.is_file()):
-        raise FileExistsError(
-            f"{out} is there already: choose another --out, or replace it with --force."
-        )
-    if out is not None and not out.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(out.parent)!r} for --out.")
+    if out is not None:
+        check_target(out, force)
     typer.echo(write_report(run, out))

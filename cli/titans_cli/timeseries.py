@@ -20,7 +20,7 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread
+from titans_cli.scale import say_folder, spread, stoppable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ OtherData = Annotated[
 
 
 @app.command(epilog="Example: titans timeseries train --data ETTh1.csv --out runs/ett")
+@stoppable
 def train(
     data: Annotated[
         str | None,
@@ -83,7 +84,6 @@ def train(
     """Train a forecaster on time series."""
     from titans_domains.timeseries import DOMAIN
 
-    spread(devices, nodes)
     if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
@@ -106,6 +106,7 @@ def train(
         # What is not asked for is the run's own.
         base = load_run_table(folder, DOMAIN)[0]
     config = override(base, [*changes, *(settings or [])])
+    spread(devices, nodes, folder, config.train.batch_size)
     where = choose_device(device)
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)
@@ -246,14 +247,15 @@ def forecast(
     """
     from titans_core.files import write_whole
     from titans_domains.runs import choose_device
+    from titans_domains.targets import check_target
     from titans_domains.timeseries.frames import to_table
     from titans_domains.timeseries.task import load_run, series_for
-    from titans_domains.timeseries.written import check_target, levels
+    from titans_domains.timeseries.written import levels
 
     wanted = levels(quantiles)
-    for path in (out, picture):
+    for path, option in ((out, "--out"), (picture, "--plot")):
         if path is not None:
-            check_target(path, force)
+            check_target(path, force, option)
     if out is not None and picture is not None and out.resolve() == picture.resolve():
         raise ValueError(f"--out and --plot are both {out}: give two names.")
     predictor, config = load_run(run, choose_device(device))

@@ -1,6 +1,7 @@
 """`titans inspect`: reports that stand by themselves, numbers for scripts, and what is refused."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -78,7 +79,7 @@ def test_a_report_on_surprise_is_written(here: Path, titans: Titans, name: str) 
     assert table["count"] == wanted["tokens"] == len(wanted["labels"])
     done = titans("inspect", "surprise", name, READ[name], "--json")
     found = json.loads(done.out)
-    assert not (here / "inspect.html").exists()
+    assert not (here / "surprise.html").exists()
     assert found["labels"] == wanted["labels"]
     assert found["settings"]["chunk_size"] == wanted["settings"]["chunk_size"]
     for measure in ("surprise", "before", "step_size", "momentum", "forget", "written"):
@@ -89,8 +90,8 @@ def test_a_part_of_a_file_is_drawn_and_said_so(here: Path, titans: Titans) -> No
     done = titans(
         "inspect", "surprise", "causal", "genome.fa", "--first", 20, "--draw", 30, "--record", "one"
     )
-    assert (done.code, done.out) == (0, "inspect.html\n"), done.err
-    text = (here / "inspect.html").read_text()
+    assert (done.code, done.out) == (0, "surprise.html\n"), done.err
+    text = (here / "surprise.html").read_text()
     assert "120 of 150 tokens are not drawn" in text
     assert "tokens 20 to 49 are drawn" in text
     # The base that stands there.
@@ -117,6 +118,18 @@ def test_a_report_on_a_memory_is_written(here: Path, titans: Titans, name: str) 
         assert 0 <= row["found"] <= 1
         assert sum(row["tokens"]) == found["watched"]
         assert row["error"] < row["error_before"]
+
+
+def test_a_name_that_is_no_utf8_is_shown(here: Path, titans: Titans) -> None:
+    name = os.fsdecode(b"\xff\xfe.txt")
+    shutil.copy("text.txt", name)
+    for command in ("surprise", "memory"):
+        done = titans("inspect", command, "text", name, "--out", f"{command}.html")
+        assert done.code == 0, done.err
+        assert "\ufffd\ufffd.txt" in (here / f"{command}.html").read_text(encoding="utf-8")
+    done = titans("inspect", "surprise", "text", name, "--png", "x.png", "--json")
+    assert done.code == 0, done.err
+    assert os.fsencode(json.loads(done.out.splitlines()[-1])["file"]) == b"\xff\xfe.txt"
 
 
 def test_a_memory_file_is_known_again(here: Path, titans: Titans) -> None:
@@ -241,6 +254,11 @@ def test_what_cannot_be_inspected_is_refused(here: Path, titans: Titans) -> None
         (("compare", "text", "a.memory", "none.txt"), "none.txt"),
         (("compare", "text", "a.memory", "b.memory"), "is the memory of another model"),
         (("compare", "text", "a.memory", "a.memory", "--text", "a.memory"), "its keys are gone"),
+        (("compare", "text", "text.txt", "text.txt", "--row", 0), "--row chooses in a memory file"),
+        (
+            ("compare", "text", "a.memory", "a.memory", "--record", "x"),
+            "--record chooses in a file",
+        ),
     ):
         done = titans("inspect", *command)
         last = done.err.splitlines()[-1]

@@ -37,8 +37,9 @@ def test_a_report_goes_where_it_is_asked_for(trained: Path, tmp_path: Path, tita
     [
         (("none",), "There is no run folder 'none'"),
         ((".",), "config.json"),
-        (("run", "--out", "none/page.html"), "There is no folder 'none' for --out"),
-        (("run", "--out", "run", "--force"), "run is there already"),
+        (("run", "--out", "none/page.html"), "There is no folder none: make it first"),
+        (("run", "--out", "run", "--force"), "run is a folder: give the path of a file for --out"),
+        (("run", "--out", "run"), "run is a folder: give the path of a file for --out"),
     ],
 )
 def test_what_cannot_be_reported_is_refused(

@@ -309,7 +309,7 @@ USE: dict[str, tuple[tuple[str, ...], Callable[[Path], object], str]] = {
     "data gone": (("forecast", "run"), lambda t: (t / "data.csv").unlink(), "There is no file"),
     "quantiles": (("forecast", "run", "--quantiles", "1,2"), lambda _: None, "between 0 and 1"),
     "file there": (("forecast", "run", "--out", "data.csv"), lambda _: None, "is there already"),
-    "no folder": (("forecast", "run", "--out", "a/b.csv"), lambda _: None, "There is no folder 'a'"),
+    "no folder": (("forecast", "run", "--out", "a/b.csv"), lambda _: None, "There is no folder a: make it"),
     "picture": (("forecast", "run", "--plot", "p.xyz"), lambda _: None, "must be named *.png"),
     "windows": (("backtest", "run", "--windows", "0"), lambda _: None, "windows must be at least 1"),
     "too many": (("backtest", "run", "--windows", "20"), lambda _: None, "series 's0' has 80 rows, too"),

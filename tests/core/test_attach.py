@@ -248,6 +248,27 @@ def test_padded_rows_are_read_by_windows() -> None:
     close(logits[1, :20], read(model, ids[1:, :20], window=16).logits[0])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("window", [None, 7, 16])
+def test_the_last_token_is_that_of_each_row(kind: str, window: int | None) -> None:
+    model, ids = attached(kind), tokens(5, 40)
+    lengths = [40, 1, 16, 23, 16]
+    mask = (torch.arange(40) < torch.tensor(lengths)[:, None]).long()
+    found = read(model, ids, window=window, attention_mask=mask, last=True).logits
+    assert found.shape == (5, 1, VOCAB)
+    for row, length in enumerate(lengths):
+        alone = read(model, ids[row : row + 1, :length], window=window).logits
+        close(found[row, 0], alone[0, -1])
+
+
+def test_logits_are_computed_of_last_tokens_alone() -> None:
+    model, ids = attached("llama"), tokens(3, 40)
+    columns: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, given, __: columns.append(given[0].shape[1]))
+    read(model, ids, window=16, last=True)
+    assert columns == [0, 0, 1]
+
+
 def test_gradients_go_through_the_windows() -> None:
     model, ids = attached("llama", train="all"), tokens(1, 40)
     model.get_input_embeddings().weight.requires_grad_(True)
@@ -514,16 +535,38 @@ def test_caches_that_cannot_carry_a_memory_are_refused() -> None:
         model(ids, cache=cache)
 
 
+def test_masks_that_windows_cannot_follow_are_refused() -> None:
+    model, ids = attached("gpt2"), tokens(2, 20)
+    cache = read(model, ids).cache
+    seen = torch.ones_like(ids)
+    wrong = (torch.ones(2, 40), torch.ones(1, 20), torch.ones(2, 19), torch.ones(2, 1, 20, 20))
+    for mask in (*wrong, seen.tolist()):
+        with pytest.raises(ValueError, match=r"each of ids, shape \[2, 20\]: got"):
+            read(model, ids, cache=cache, attention_mask=mask)
+    for places in (slice(0, 6), slice(3, 4)):
+        mask = seen.clone()
+        mask[1, places] = 0
+        with pytest.raises(ValueError, match="Pad on the right"):
+            read(model, ids, attention_mask=mask)
+    mask = seen.clone()
+    mask[1] = 0
+    with pytest.raises(ValueError, match="a row of padding"):
+        read(model, ids, attention_mask=mask, last=True)
+
+
 def test_calls_that_a_memory_cannot_follow_are_refused() -> None:
     model, ids = attached("llama"), tokens(1, 8)
     with pytest.raises(ValueError, match=r"got shape \[1, 1, 8, 8\]"):
         model(ids, attention_mask=torch.ones(1, 1, 8, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match="packed documents"):
         model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]))
-    with pytest.raises(ValueError, match="window must be from 1 to 32 tokens"):
-        read(model, ids, window=33)
+    for window in (33, 0, 8.0, True):
+        with pytest.raises(ValueError, match="window must be a whole number from 1 to 32 tokens"):
+            read(model, ids, window=window)
     with pytest.raises(ValueError, match="at least one token"):
         read(model, ids[:, :0])
+    with pytest.raises(TypeError, match="ids must be a tensor of tokens"):
+        read(model, ids.tolist())
     # A call that failed leaves nothing behind.
     expected = model(ids).logits
     with pytest.raises(IndexError):

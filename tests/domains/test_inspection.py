@@ -1,8 +1,10 @@
 """Inspection's figures against the reference recurrence, token by token in float64, in every domain."""
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +13,26 @@ import torch
 from inspection_runs import CPU, READ, listen, made_once, opened
 from torch import Tensor
 
-from titans_core.listening import memories_of
+from titans_core import MemoryConfig
+from titans_core.listening import Heard, heard, memories_of
 from titans_core.memory import Recall
+from titans_core.memory_facts import half_life
 from titans_domains.dna.task import load_model
 from titans_domains.inspection.along import Along, Track, read_along
+from titans_domains.inspection.along_page import along_page
 from titans_domains.inspection.along_table import as_table, rank_correlation, written
 from titans_domains.inspection.charts import levels, limits, path_of, percent, short
 from titans_domains.inspection.compare import compare_table, side_of
 from titans_domains.inspection.facts import facts
 from titans_domains.inspection.memory_page import distance, memory_table
-from titans_domains.inspection.recall import BETWEEN, EDGE, read_watched
+from titans_domains.inspection.recall import (
+    BETWEEN,
+    EDGE,
+    Recalled,
+    Watched,
+    heads,
+    read_watched,
+)
 from titans_domains.inspection.recall import _chosen as chosen_of
 from titans_domains.inspection.states import fresh
 from titans_domains.inspection.subject import Run
@@ -178,6 +190,35 @@ def test_what_keys_return_is_what_the_definition_reads(folder: Path, name: str) 
         assert oldest == pytest.approx(by_hand, rel=1e-3)
 
 
+def test_channels_that_forget_by_themselves_are_averaged_last() -> None:
+    config = MemoryConfig(num_heads=1, depth=2, expansion=1, forget_per="channel")
+    recall = Recall(8, config, "").double()
+    with torch.no_grad():
+        recall.gates.weight.zero_()
+        forget = torch.tensor([1e-4, 0.2], dtype=torch.float64).repeat(4)
+        recall._split_gates(recall.gates.bias)["forget"].copy_(forget.logit())
+        read_so = heard(recall, torch.randn(1, 60, 8, dtype=torch.float64), recall.fresh_state(1))
+    run: Any = SimpleNamespace(subject=SimpleNamespace(readings=("",)))
+    watched = Watched(run)
+    for part in (slice(0, 37), slice(37, 60)):
+        watched.add({"memory": Heard(*(x[:, part] for x in read_so))})
+    [row] = heads(run, watched, {(0, "memory"): Recalled(*torch.zeros(6, 60, 1))}, same=True)
+    shares = [(0.9999**age + 0.8**age) / 2 for age in range(60)]
+    wanted = half_life(list(range(60)), shares)
+    # 0.9999^n + 0.8^n is 1 there; the mean of the gates would say ln 2 / 0.105 = 6.6.
+    assert wanted == pytest.approx(26.6, abs=0.05)
+    assert row["gate_half_life"] == pytest.approx([wanted] * 2, rel=1e-9)
+    by_age = [
+        np.mean(shares[:8]),
+        np.mean(shares[8:16]),
+        np.mean(shares[16:32]),
+        np.mean(shares[32:]),
+    ]
+    for layer in range(2):
+        assert row["retained_by_age"][layer] == pytest.approx(by_age, rel=1e-9)
+    assert read_so.forget[0, 0, 0].tolist() == pytest.approx([0.10005] * 2)
+
+
 def _edge(ages: np.ndarray) -> int:
     """The least age of the oldest bin."""
     return 8 * 2 ** int(math.log2(ages.max() / 8)) if ages.max() >= 8 else 0
@@ -282,6 +323,20 @@ def test_a_part_is_drawn_and_all_is_counted(folder: Path) -> None:
     series = read_along(opened(folder, "series"), folder / "series.csv", first=5, most=4)
     [record, _] = series.records
     assert np.concatenate(record.bounds).tolist() == [0, 8, 16, 24, 32]
+
+
+def test_what_several_gradients_write_is_not_shown(folder: Path) -> None:
+    run = opened(folder, "text")
+    along = read_along(run, folder / "text.txt")
+    assert as_table(along)["written"] is not None
+    assert 'value="write"' in along_page(along)
+    for recall in memories_of(run.subject.model).values():
+        recall.config = dataclasses.replace(recall.config, inner_steps=2)
+    assert as_table(along)["written"] is None
+    page = along_page(along)
+    assert 'value="write"' not in page
+    assert 'id="chart-write"' not in page
+    assert "not what they write together" in page
 
 
 def test_averages_of_a_long_stream_take_no_more_room() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -99,6 +100,10 @@ def test_a_page_escapes_what_is_no_html() -> None:
     assert json.loads(reader.texts["script"][0]) == {"text": NASTY}
     with pytest.raises(ValueError, match="not JSON compliant"):
         page("", data=math.nan)
+    name = os.fsdecode(b"\xff.txt")
+    reader = Reader(page(name, tag("p", name, title=name)))
+    assert reader.texts["title"] == reader.texts["p"] == ["\ufffd.txt"]
+    assert ("title", "\ufffd.txt") in reader.attributes
 
 
 def test_a_report_shows_a_run_of_any_domain_and_escapes_all_of_it(tmp_path: Path) -> None:
@@ -171,7 +176,9 @@ def test_a_long_log_is_thinned_and_every_value_counts() -> None:
 @pytest.mark.parametrize(
     ("values", "log"),
     [([1.0, 2.0, 3.0], False), ([0.1, 0.1, 0.2, 40.0], True), ([2.0], False), ([0.0, 0.0], False),
-     ([-1.0, 1e-9, 5.0], False), ([], False), ([1e-12, 1e300], False), ([1e9 + 1, 1e9 + 2], False)],
+     ([-1.0, 1e-9, 5.0], False), ([], False), ([1e-12, 1e300], False), ([1e9 + 1, 1e9 + 2], False),
+     ([0.0, 5e-324], False), ([5e-324, 1e-320, 1.0], False), ([-1e100, 1e100], False),
+     ([2e-100, 1e-90, 9e99], True)],
 )  # fmt: skip
 def test_an_axis_holds_its_values_between_its_first_and_last_tick(
     values: list[float], log: bool
@@ -196,6 +203,16 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(tmp_path: Path) -
     path.write_text("step,loss\none,3.0\n2,1.0\n")
     with pytest.raises(ValueError, match=r"metrics.csv is damaged"):
         read_metrics(path)
+
+
+def test_a_number_that_is_cut_short_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,2.125\n2,2.")
+    assert read_metrics(path) == {"loss": Column([1], [2.125])}
+    path.write_text("step,loss\r\n1,2.125\r\n2,2.5\r\n")
+    assert read_metrics(path) == {"loss": Column([1, 2], [2.125, 2.5])}
+    path.write_text("step,lo")
+    assert read_metrics(path) == {}
 
 
 def test_a_sample_may_look_like_the_title_of_one(tmp_path: Path) -> None:
@@ -341,6 +358,42 @@ def test_a_browser_shows_the_numbers_at_the_pointer(tmp_path: Path) -> None:
         pytest.approx(1 / 6, abs=0.01),
         pytest.approx(1, abs=0.01),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("config.json", {"config": {"train": 3}}, "config.train must be a table, and is 3"),
+        ("config.json", {"config": {"train": {"steps": "x"}}}, "train.steps must be a number"),
+        ("config.json", {"made_with": ["torch"]}, "made_with must be a table"),
+        ("facts.json", {"floors": 3}, "floors must be tables of numbers"),
+        ("facts.json", {"floors": {"valid_loss": 3}}, "floors must be tables of numbers"),
+        ("facts.json", {"floors": {"valid_loss": {"a": "b"}}}, "floors must be tables of numbers"),
+    ],
+)
+def test_a_file_of_other_shapes_is_named(
+    tmp_path: Path, name: str, change: dict[str, Any], sentence: str
+) -> None:
+    run = written(tmp_path, facts_json='{"schema": 1}')
+    table = json.loads((run / name).read_text()) | change
+    (run / name).write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=f"{name} is damaged: {sentence}"):
+        build_report(run)
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 5e-324), (-1.7e308, 1.7e308), (1e300, 10), (5e-324, 1e-320, 1), (2e-99, 3e99)]
+)
+def test_figures_of_any_size_are_drawn(tmp_path: Path, values: tuple[float, ...]) -> None:
+    run = written(tmp_path)
+    rows = [f"{step},{value},{value},{value}" for step, value in enumerate(values, 1)]
+    (run / "metrics.csv").write_text("\n".join(["step,loss,tokens_per_s,valid_loss", *rows, ""]))
+    floors = {"valid_loss": {"huge": 10**400, "small": 5e-324}}
+    (run / "facts.json").write_text(json.dumps({"schema": 1, "floors": floors}))
+    Reader(build_report(run))
+    (run / "metrics.csv").write_text(f"step,loss\n{10**400},1\n")
+    with pytest.raises(ValueError, match=r"metrics.csv is damaged: it has a step"):
+        build_report(run)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def tokens_in_page(units: int) -> int:
 
 def along_page(along: Along) -> str:
     means = {name: along.measure(name).mean(1) for name in MEASURES}
-    means["write"] = written(along).mean(1)
+    if (wrote := written(along)) is not None:
+        means["write"] = wrote.mean(1)
     if (bits := along.all_bits()) is not None:
         means["bits"] = bits
     surprise, count = means["surprise"], len(along.labels)

@@ -14,8 +14,10 @@ from titans_domains.inspection.along import MEASURES, Along
 from titans_domains.inspection.charts import percent
 
 
-def written(along: Along) -> Float[ndarray, "N U"]:
-    """Norm of what each token adds to the running surprise."""
+def written(along: Along) -> Float[ndarray, "N U"] | None:
+    """Norm of what each token adds to the running surprise; None where it is a sum of several gradients."""
+    if along.run.memory.inner_steps > 1:
+        return None
     clamps = np.array(along.run.clamps, np.float32)
     return along.measure("step_size") * np.minimum(along.measure("surprise"), clamps)
 
@@ -49,7 +51,7 @@ def rank_correlation(a: Float[ndarray, " N"], b: Float[ndarray, " N"]) -> float 
 
 def as_table(along: Along) -> dict[str, Any]:
     """All numbers, for scripts."""
-    bits = along.all_bits()
+    bits, wrote = along.all_bits(), written(along)
     return {
         **along.run.about(),
         "file": str(along.path),
@@ -63,7 +65,7 @@ def as_table(along: Along) -> dict[str, Any]:
         "labels": along.labels,
         "bits": None if bits is None else bits.tolist(),
         **{name: along.measure(name).tolist() for name in MEASURES},
-        "written": written(along).tolist(),
+        "written": None if wrote is None else wrote.tolist(),
         "means": unit_rows(along),
         "track": {"size": along.track.size, "surprise": along.track.means().tolist()},
     }
@@ -94,7 +96,8 @@ def notes(along: Along) -> list[str]:
     )
     if memory.inner_steps > 1:
         found.append(
-            f"Of the {memory.inner_steps} gradients of a token the first one's norm is shown."
+            f"Of the {memory.inner_steps} gradients of a token the first one's norm is shown, and not what "
+            "they write together."
         )
     if memory.forget_per == "channel":
         found.append("Forgetting is per channel here: what is shown is its mean over channels.")

@@ -73,9 +73,9 @@ RECALL = {
         " compare it with another memory's (titans inspect compare)."
     ),
     "by the gates": (
-        "age at which the product of 1 - forget over all later tokens has fallen to half."
-        " Later writes to the same weights can lose a key sooner, and momentum goes on "
-        "writing it."
+        "age at which the product of 1 - forget over all later tokens has fallen to half, "
+        "with forgetting per channel the mean of the channels' products. Later writes to "
+        "the same weights can lose a key sooner, and momentum goes on writing it."
     ),
 }
 """Of what stored keys return."""

@@ -15,6 +15,7 @@ from numpy import ndarray
 from titans_domains.inspection.along import Along, Record
 from titans_domains.inspection.charts import limits
 from titans_domains.inspection.tokens import edges, visible
+from titans_domains.page import readable
 
 COLUMNS = 100
 MOST_ROWS = 60
@@ -50,7 +51,8 @@ def along_picture(along: Along) -> bytes:
         axes.tick_params(labelsize=7)
         axes.margins(x=0)
     panels[-1].set_xlabel(f"tokens from {along.first:,} on, means over all memories", fontsize=8)
-    title = f"Surprise along {along.path.name}: {len(along.labels):,} of {along.tokens:,} tokens"
+    name = readable(along.path.name)
+    title = f"Surprise along {name}: {len(along.labels):,} of {along.tokens:,} tokens"
     figure.suptitle(title, fontsize=10, parse_math=False)
     file = io.BytesIO()
     with warnings.catch_warnings():

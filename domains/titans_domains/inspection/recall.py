@@ -58,7 +58,8 @@ class Watched:
         self.numbers = numbers[chosen]
         for reading in range(len(self.run.subject.readings)):
             for name, one in heard.items():
-                gates = one.momentum[reading], one.forget[reading]
+                channels = one.channels[reading]
+                gates = one.momentum[reading][..., None].expand_as(channels), channels
                 new = Kept(one.k[reading], one.v[reading], standing(*gates))
                 if (old := self.kept.get((reading, name))) is not None:
                     old = old._replace(standing=aged(old.standing, *gates))
@@ -195,8 +196,8 @@ def heads(
 def _gates(ages: np.ndarray, kept: Standing, bins: list[np.ndarray], head: int) -> dict[str, Any]:
     """How far tokens stand in each layer by the gates alone."""
     order = np.argsort(ages)
-    layers = range(kept.retained.shape[-1])
-    retained, written = kept.retained.cpu(), kept.written.cpu()
+    retained, written = (x.mean(-1).cpu() for x in (kept.retained, kept.written))
+    layers = range(retained.shape[-1])
     return {
         "gate_half_life": [
             half_life(ages[order].tolist(), retained[order, head, layer].tolist())

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from titans_domains.language.corpus import first_bytes
 from titans_domains.language.evaluate import costs, describe, modes_of
 from titans_domains.language.model import LanguageModel
 from titans_domains.language.tokenizers import Tokenizer
+from titans_domains.targets import check_plots, check_target
 
 FIRST = 32
 """Bytes of the first bin, the shortest: fewer say little. Each of the others is as long as all before."""
@@ -161,18 +161,10 @@ def table_of(found: dict[str, Any]) -> list[list[str]]:
 
 def check_picture(path: Path, force: bool) -> None:
     """Raises where no picture can be drawn or put, before anything is read for it."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'titans-toolkit[plot]'.")
+    check_plots("--plot")
     if path.suffix.lower() not in PICTURES:
         raise ValueError(f"A picture must be named *.png, *.pdf or *.svg: got {str(path)!r}.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the path of a file for --plot.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
-    if path.exists() and not force:
-        raise FileExistsError(
-            f"{path} is there already: choose another --plot, or replace it with --force."
-        )
+    check_target(path, force, "--plot")
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from titans_core import load_memory
-from titans_core.memory_file import check_place, is_memory_file
+from titans_core.memory_file import is_memory_file
 from titans_core.state import named_tensors
+from titans_domains import targets
 from titans_domains.language.corpus import checked
 from titans_domains.language.evaluate import PIECE
 from titans_domains.language.model import LanguageModel, token_nats
@@ -71,14 +72,8 @@ def check_memory(model: LanguageModel, run: Path) -> None:
 
 def check_target(path: Path, force: bool) -> None:
     """Raises where a memory file must not or cannot be written, before anything is read for it."""
-    check_place(path)
-    if not path.exists():
-        return
-    if not force:
-        raise FileExistsError(
-            f"{path} is there already: choose another --memory, or replace it with --force."
-        )
-    if not is_memory_file(path):
+    targets.check_target(path, force, "--memory")
+    if path.exists() and not is_memory_file(path):
         raise FileExistsError(f"{path} is not a memory file, so --force does not replace it.")
 
 

@@ -6,6 +6,7 @@ title, with the style that all pages share.
 
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,24 @@ def join(*parts: Any) -> Html:
     """The parts in a row, those that are no `Html` escaped; None stands for nothing."""
     return Html(
         "".join(
-            part if isinstance(part, Html) else html.escape(str(part))
-            for part in parts
-            if part is not None
+            part if isinstance(part, Html) else escaped(part) for part in parts if part is not None
         )
     )
+
+
+def escaped(value: Any) -> str:
+    return html.escape(readable(str(value)))
+
+
+def readable(text: str) -> str:
+    """With replacement characters where a file's name is no UTF-8."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element. `class_` and `data_x` are the attributes class and data-x; None leaves one out."""
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escaped(value)}"'
         for key, value in attributes.items()
         if value is not None
     )

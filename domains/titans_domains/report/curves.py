@@ -8,6 +8,8 @@ from titans_domains.report.read import Column
 
 MOST_POINTS = 400
 WIDTH, HEIGHT = 1000, 400
+SMALLEST = 1e-100
+"""Values nearer to each other are drawn as one: their differences have no logarithm."""
 
 
 class Curve(NamedTuple):
@@ -61,11 +63,12 @@ class Axis(NamedTuple):
 def axis(values: list[float]) -> Axis:
     """Linear; logarithmic where the largest value would press half of them into the lowest tenth."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if low > 0 and high > 10 * sorted(values)[len(values) // 2]:
+    if low > SMALLEST and high > 10 * sorted(values)[len(values) // 2]:
         ticks = log_ticks(low, high)
         return Axis(min(low, ticks[0]), max(high, ticks[-1]), True, ticks)
-    if high == low:
-        spare = abs(high) * 0.1 or 1.0
+    if high - low < SMALLEST:
+        spare = max(abs(low), abs(high)) * 0.1
+        spare = spare if spare > SMALLEST else 1.0
         low, high = low - spare, high + spare
     ticks = linear_ticks(low, high)
     return Axis(min(low, ticks[0]), max(high, ticks[-1]), False, ticks)

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from titans_domains.targets import check_target
 from titans_domains.timeseries import synthetic
 
 
@@ -20,16 +21,6 @@ def levels(text: str) -> list[float]:
             f"Quantiles must be numbers between 0 and 1, like 0.1,0.5,0.9: got {text!r}."
         )
     return found
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Before the work: whether the file may be written there."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file.")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already: choose another name, or give --force.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} in.")
 
 
 def numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
