@@ -32,18 +32,21 @@ def stepper(
         model.backbone.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens = torch.randint(0, VOCAB, (rows, length + 1))
-    carried: Any = model.backbone.put_down(model.backbone.fresh_state(rows))
+    # As in training: a cache that grows is not carried.
+    bounded, carried = model.backbone.config.bounded, model.backbone.fresh_state(rows)
+    carried = model.backbone.put_down(carried) if bounded else None
 
     def step() -> float:
         nonlocal carried
         begun = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            logits, state = model(tokens[:, :-1], model.backbone.take_up(carried))
+            begun_from = model.backbone.take_up(carried) if bounded else None
+            logits, state = model(tokens[:, :-1], begun_from)
             loss = next_token_loss(logits, tokens[:, 1:], None)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        carried = model.backbone.put_down(state)
+        carried = model.backbone.put_down(state) if bounded else None
         return time.perf_counter() - begun
 
     return step

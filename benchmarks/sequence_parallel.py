@@ -3,7 +3,8 @@
 Hidden states drawn at random go through an untrained model, without gradients or with a backward pass. Each
 rank is a process of one thread, and so is the one that it is compared with, beside which one of as many
 threads as there are cores is timed. Memory is the most that a process held less what it held before the
-document. A cell that is in the results already is measured anew where its code or machine were others.
+document, with glibc's malloc told to give back what is freed. A cell that is in the results already is
+measured anew where its code or machine were others.
 
     python benchmarks/sequence_parallel.py --out benchmarks/results
 """
@@ -113,7 +114,13 @@ def read(cell: Cell, folder: Path, *, rank: int, ranks: int, threads: int) -> di
 def run(cell: Cell, folder: Path, ranks: int, threads: int) -> list[dict[str, float]]:
     """The figures of all ranks."""
     folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # By itself glibc soon keeps what is freed in blocks of up to 32 MiB, which is what tensors of a
+        # share are: a quarter of the document, read by any process, would hold more than a quarter.
+        "MALLOC_MMAP_THRESHOLD_": str(2**17),
+    }
     children = [
         subprocess.Popen(
             [sys.executable, __file__, "--read", json.dumps(asdict(cell)), folder,

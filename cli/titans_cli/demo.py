@@ -31,7 +31,9 @@ def demo(
     """Train a small model on text, watch it read, and ask it to recall."""
     from titans_domains.config import override
     from titans_domains.language import DOMAIN
+    from titans_domains.runs import check_target
 
+    check_target(out, force, resumes=False)
     config = override(
         DOMAIN.presets["tiny"],
         [f"seed={seed}", f"train.steps={4 if quick else 150}", "train.valid_every=50"],

@@ -20,7 +20,7 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread
+from titans_cli.scale import say_folder, spread, stoppable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +58,7 @@ Genome = Annotated[
 
 
 @app.command(epilog="Example: titans dna pretrain --data genome.fa.gz --out runs/genome")
+@stoppable
 def pretrain(
     data: Annotated[
         str | None,
@@ -86,18 +87,19 @@ def pretrain(
     force: Force = False,
 ) -> None:
     """Train a model of bases on a genome, without labels."""
-    spread(devices, nodes)
     if kind not in ("causal", "masked"):
         raise ValueError(f"--kind must be causal or masked: got {kind!r}.")
     changes = _changes(seed, {"data.source": data, "model.backbone.mixer": mixer})
     changes += settings or []
     _train(
         kind, changes, device, out,
-        strategy=strategy, loggers=loggers or (), resume=resume, force=force,
+        devices=devices, nodes=nodes, strategy=strategy, loggers=loggers or (),
+        resume=resume, force=force,
     )  # fmt: skip
 
 
 @app.command(epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata")
+@stoppable
 def train(
     data: Annotated[
         str | None,
@@ -144,7 +146,6 @@ def train(
     force: Force = False,
 ) -> None:
     """Train a classifier on labelled sequences; validation decides which weights are kept."""
-    spread(devices, nodes)
     held_out = None if chromosomes is None else [c.strip() for c in chromosomes.split(",")]
     asked = {
         "data.source": data, "data.genome": genome, "data.valid_chromosomes": held_out,
@@ -153,7 +154,8 @@ def train(
     changes = _changes(seed, asked) + (settings or [])
     _train(
         "tiny", changes, device, out,
-        pretrained=pretrained, strategy=strategy, loggers=loggers or (), resume=resume, force=force,
+        pretrained=pretrained, devices=devices, nodes=nodes, strategy=strategy, loggers=loggers or (),
+        resume=resume, force=force,
     )  # fmt: skip
 
 
@@ -170,6 +172,8 @@ def _train(
     out: Path | None,
     *,
     pretrained: Path | None = None,
+    devices: int,
+    nodes: int,
     strategy: str,
     loggers: Sequence[str],
     resume: bool,
@@ -190,6 +194,7 @@ def _train(
     if pretrained is not None and not resume:
         base = begun_from(base, pretrained)
     config = override(base, changes)
+    spread(devices, nodes, folder, config.train.batch_size)
     where = choose_device(device)
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)

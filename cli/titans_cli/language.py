@@ -27,7 +27,7 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread
+from titans_cli.scale import say_folder, spread, stoppable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 
 @app.command(epilog="Example: titans language train --data book.txt --out runs/book")
+@stoppable
 def train(
     data: Annotated[
         str | None,
@@ -79,7 +80,6 @@ def train(
     """Train a language model on text."""
     from titans_domains.language import DOMAIN
 
-    spread(devices, nodes)
     if preset is not None and preset not in DOMAIN.presets:
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
@@ -102,6 +102,7 @@ def train(
         # What is not asked for is the run's own.
         base = load_run_table(folder, DOMAIN)[0]
     config = override(base, changes)
+    spread(devices, nodes, folder, config.train.batch_size, sequence_ranks)
     where = choose_device(device)
     with Bar("training", config.train.steps) as bar:
         show = show_training(bar)

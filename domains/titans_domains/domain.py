@@ -47,11 +47,18 @@ class Task(Protocol):
         ...
 
     def fresh_state(self) -> Any:
-        """The state before the first batch, of all its rows, which stand first in every tensor."""
+        """The state before the first batch, as `step` gives one out.
+
+        Of all rows, which stand first in every tensor.
+        """
         ...
 
     def step(self, batch: Any, state: Any) -> Step:
-        """The loss of a batch that is read from `state` on (None: from a fresh one)."""
+        """The loss of a batch that is read from `state` on (None: from a fresh one).
+
+        Where several processes train, every parameter must be in the loss of every batch, if only times
+        zero, and the log must have the same names.
+        """
         ...
 
     def validate(self) -> dict[str, float]:

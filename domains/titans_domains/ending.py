@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from titans_domains.checkpoints import step_name
 from titans_domains.launch import is_orphan
-from titans_domains.ranks import answered, together, world
+from titans_domains.ranks import answered, shared, together, world
 from titans_domains.train_config import TrainConfig
 
 
@@ -67,7 +67,7 @@ class Save(Callback):
         self.talk(f"stopped after step {step}; its checkpoint is there to go on from with --resume")
         if asked == signal.SIGINT:
             raise KeyboardInterrupt
-        raise TerminatedError(128 + signal.SIGTERM)
+        raise shared(TerminatedError(128 + signal.SIGTERM))
 
 
 @contextmanager

@@ -17,6 +17,8 @@ LAUNCHER = "TITANS_LAUNCHER"
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 PATIENCE = 30.0
 """Seconds for the others to end by themselves after one of them has failed."""
+LOST = 75
+"""Exit code of a process that lost another: it says nothing, since `launch` says which was ended."""
 SHORT = 5.0
 """The same after one was killed: on GPUs the others would wait for it, and cannot save without it."""
 
@@ -63,10 +65,24 @@ def check_started(devices: int, nodes: int) -> None:
         )
 
 
+def check_shares(processes: int, sequence_ranks: int, rows: int) -> None:
+    """ValueError where so many processes cannot share the time and the rows of a step."""
+    if sequence_ranks < 1 or processes % sequence_ranks:
+        raise ValueError(
+            f"--sequence-ranks must divide the number of processes, {processes}: got {sequence_ranks}."
+        )
+    sharing = processes // sequence_ranks
+    if rows % sharing:
+        raise ValueError(
+            f"train.batch_size must be a multiple of the {sharing} processes that share it: got {rows}."
+        )
+
+
 def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
     """Runs the command in as many processes; their exit code, once all have ended.
 
-    SIGTERM and Ctrl-C are passed on. ConnectionError where one of them was killed: the others are ended.
+    SIGTERM and Ctrl-C are passed on; the code is minus the signal where it came before they heed it.
+    ConnectionError where one of them was killed: the others are ended.
     """
     ranks = Ranks()
     before = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
@@ -147,12 +163,19 @@ class Ranks:
         failed += [n for n, child in enumerate(self.children) if child.poll() and n not in failed]
         if not failed:
             return 0
-        code = self.children[failed[0]].returncode
-        if code >= 0:
+        if self.children[0].returncode == 2:
+            # It has said why, and however the others ended came of it.
+            return 2
+        causes = [n for n in failed if self.children[n].returncode != LOST]
+        if not causes:
+            raise ConnectionError(
+                "Another process of this training has ended, or does not answer: look at what it said, and "
+                "go on with --resume from the last checkpoint."
+            )
+        code = self.children[causes[0]].returncode
+        if code >= 0 or -code == self.asked:
             return code
-        if -code == self.asked:
-            return 128 + self.asked
         raise ConnectionError(
-            f"Process {failed[0]} of {len(self.children)} was ended by {signal.Signals(-code).name}, and "
+            f"Process {causes[0]} of {len(self.children)} was ended by {signal.Signals(-code).name}, and "
             "the training with it: go on with --resume from the last checkpoint."
         )

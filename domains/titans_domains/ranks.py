@@ -3,20 +3,24 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from titans_core import map_state
-from titans_domains.launch import local_processes, local_rank, started
+from titans_domains.launch import LOST, is_launched, local_processes, local_rank, started
 
 WAIT = timedelta(minutes=30)
 """How long a process waits for the others before it takes them for lost."""
 CALLER_ERRORS = (ValueError, TypeError, OSError, MemoryError)
 """What a caller can mend; see the CLI's exit codes."""
-LOST = ("closed by peer", "Connection reset", "Broken pipe", "Timed out", "timed out", "timeout")
+LOSSES = ("closed by peer", "Connection reset", "Broken pipe", "Timed out", "timed out", "timeout")
 """What torch says, in errors without a class of their own, where another process is no longer there."""
+
+SHARED = "shared_by_all"
+"""Stands on an error that all processes raise: none is gone then."""
+Raised = TypeVar("Raised", bound=BaseException)
 
 
 def met() -> bool:
@@ -53,8 +57,13 @@ def meeting(device: torch.device) -> Iterator[torch.device]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with answered():
         dist.init_process_group(backend, timeout=WAIT)
-    yield device
-    # After an error another process may be gone, and would be waited for.
+    try:
+        yield device
+    except BaseException as error:
+        # After an error of its own another process may be gone, and would be waited for.
+        if hasattr(error, SHARED):
+            dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
@@ -74,12 +83,14 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """ConnectionError where another process has ended, or does not answer."""
+    """ConnectionError where another process has ended, or does not answer; silence under `launch`."""
     try:
         yield
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        if is_launched():
+            raise SystemExit(LOST) from error
         raise ConnectionError(
             "Another process of this training has ended, or does not answer: look at what it said, and go "
             "on with --resume from the last checkpoint."
@@ -88,13 +99,19 @@ def answered() -> Iterator[None]:
 
 def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or (
-        met() and any(words in str(error) for words in LOST)
+        met() and any(words in str(error) for words in LOSSES)
     )
 
 
 def together(error: Exception) -> BaseException:
     """The error that all processes have come to, as each is to raise it: the first alone says it."""
-    return error if is_first() else SystemExit(code_of(error))
+    return shared(error if is_first() else SystemExit(code_of(error)))
+
+
+def shared(error: Raised) -> Raised:
+    """The error, marked as one that all processes raise at the same place."""
+    setattr(error, SHARED, True)
+    return error
 
 
 def code_of(error: BaseException) -> int:
@@ -121,10 +138,11 @@ def agreed() -> Iterator[None]:
         return
     number, (text, code) = failed[0]
     if not is_first():
-        raise SystemExit(code) from error
+        raise shared(SystemExit(code)) from error
     if error is not None:
-        raise error
-    raise (ValueError if code == 2 else RuntimeError)(f"Process {number} of {world()}: {text}")
+        raise shared(error)
+    kind = ValueError if code == 2 else RuntimeError
+    raise shared(kind(f"Process {number} of {world()}: {text}"))
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor
 from titans_core import join, map_state
 
 
-def count_rows(batch: Any) -> int | None:
-    """How many rows a batch has; None where there is no tensor with rows in it."""
+def row_counts(batch: Any) -> set[int]:
+    """The rows of all tensors in a batch; more than one number where it is no batch of rows."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else None
+        return {len(batch)} if batch.ndim else set()
     inner = batch.values() if isinstance(batch, dict) else batch
     if not isinstance(batch, dict | tuple | list):
-        return None
-    return next((n for part in inner if (n := count_rows(part)) is not None), None)
+        return set()
+    return set().union(*map(row_counts, inner))
 
 
 def take(batch: Any, rows: slice) -> Any:
@@ -55,11 +55,12 @@ class Share:
         """The batch's parts of this process; ValueError where its rows do not go up in them."""
         if self.whole:
             return [batch]
-        count = count_rows(batch)
-        if count is None or count % (self.parts * self.world):
+        counts, shares = row_counts(batch), self.parts * self.world
+        if len(counts) != 1 or (count := counts.pop()) % shares:
             raise ValueError(
                 f"A batch must have rows for train.accumulate = {self.parts} parts of {self.world} "
-                f"processes, a multiple of {self.parts * self.world}: got {count or 'none'}."
+                f"processes, in all its tensors a multiple of {shares}: got "
+                f"{' and '.join(map(str, sorted(row_counts(batch)))) or 'none'}."
             )
         return [take(batch, self.rows(part, count)) for part in range(self.parts)]
 
@@ -67,7 +68,7 @@ class Share:
         """The states of this process's parts, from one of all rows."""
         if self.whole:
             return [state]
-        count = count_rows(state) or 0
+        count = min(row_counts(state), default=0)
 
         def own(part: int) -> Any:
             rows = self.rows(part, count)

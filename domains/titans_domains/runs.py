@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from titans_core.files import write_whole
+from titans_core.mixers import RECURRENCES
 from titans_domains import ranks
 from titans_domains.checkpoints import SCHEMA, parse_json, read_json
 from titans_domains.config import difference, from_dict, to_dict
 from titans_domains.domain import Domain, Task
+from titans_domains.launch import check_shares
 
 CONFIG = "config.json"
 STRATEGIES = ("ddp", "sharded")
@@ -118,12 +120,13 @@ def train_run(
         )  # fmt: skip
 
 
-def check_target(out: Path, force: bool) -> None:
+def check_target(out: Path, force: bool, *, resumes: bool = True) -> None:
+    """FileExistsError where `out` holds something that is not to be replaced; a run may be gone on with."""
     if out.exists() and not (out / BEGUN).exists() and (not out.is_dir() or any(out.iterdir())):
         if not force:
             raise FileExistsError(
-                f"{out} is there already: choose another --out, go on with --resume, or replace it "
-                "with --force."
+                f"{out} is there already: choose another --out{', go on with --resume,' if resumes else ''} "
+                "or replace it with --force."
             )
         if not is_run(out):
             raise FileExistsError(f"{out} is not a run of titans, so --force does not replace it.")
@@ -131,20 +134,17 @@ def check_target(out: Path, force: bool) -> None:
 
 def check_shared(config: Any, strategy: str, sequence_ranks: int) -> None:
     """ValueError where several processes cannot train this together."""
-    processes = ranks.world()
-    if sequence_ranks < 1 or processes % sequence_ranks:
-        raise ValueError(
-            f"--sequence-ranks must go up in the number of processes, {processes}: got {sequence_ranks}."
-        )
+    check_shares(ranks.world(), sequence_ranks, config.train.batch_size)
     if sequence_ranks > 1 and strategy == "sharded":
         raise ValueError("--strategy sharded does not share time: leave --sequence-ranks out.")
+    mixer = getattr(getattr(config, "model", None), "mixer", None)
+    if strategy == "sharded" and mixer in RECURRENCES:
+        raise ValueError(
+            f"--strategy sharded needs a mixer of layers: got {mixer}, whose segments differ in number from "
+            "process to process. Leave --strategy out."
+        )
     if strategy not in STRATEGIES:
         raise ValueError(f"--strategy must be one of {', '.join(STRATEGIES)}: got {strategy!r}.")
-    rows, sharing = config.train.batch_size, processes // sequence_ranks
-    if rows % sharing:
-        raise ValueError(
-            f"train.batch_size must be a multiple of the {sharing} processes that share it: got {rows}."
-        )
 
 
 def over_time(task: Task, sequence_ranks: int) -> Task:

@@ -122,7 +122,12 @@ def begin(
             remove_drafts(out)
     # A run that was stopped before its first checkpoint goes on from its start.
     newest = latest(folder) if resume and complete(folder) else None
-    ranks.check_alike({"checkpoint": newest and [newest.name, sha256_of(newest / REST)]})
+    ranks.check_alike(
+        {
+            "checkpoint": newest and [newest.name, sha256_of(newest / REST)],
+            "the weights' sum": total_of(task.model),
+        }
+    )
     if config.precision == "float64":
         task.model.double()
     if resume and newest is None:
@@ -137,6 +142,10 @@ def begin(
                 load_checkpoint(newest)
             talk(f"{out} is trained to its last step, {config.steps}: nothing is left to do.")
     return newest
+
+
+def total_of(model: torch.nn.Module) -> float:
+    return sum(p.detach().double().abs().sum().item() for p in model.parameters())
 
 
 def plugins(config: TrainConfig) -> list[Any]:

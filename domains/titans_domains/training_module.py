@@ -29,9 +29,9 @@ class SkippedError(Exception):
 class TrainingModule(LightningModule):
     """A task under Lightning. Carries each row's state from step to step, and into checkpoints.
 
-    A step whose loss or gradient is not finite is left out, with the states that its parts would have
-    left, and counted in `skipped`; more than `max_skipped` of them, or weights or states that are not
-    finite, end the training before any of it is saved in `folder`.
+    A step whose loss or gradient is not finite is left out and counted in `skipped`, and the rows go on with
+    fresh states in the middle of their documents; more than `max_skipped` of them, or weights or states
+    that are not finite, end the training before any of it is saved in `folder`.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class TrainingModule(LightningModule):
         batch, self.cursor = item
         number = index % self.config.accumulate
         if number == 0:
-            self.before, self.odd = list(self.carried), ""
+            self.odd = ""
             self.parts: list[Part] = []
-            if ranks.rank():
+            if ranks.world() > 1:
                 # So that dropout differs, and is what it would be in a run that goes on here.
                 torch.manual_seed(ranks.seed_of(self.seed, self.global_step))
         step = self.task.step(batch, placed(self.carried[number], self._home()))
@@ -126,11 +126,20 @@ class TrainingModule(LightningModule):
         try:
             super().optimizer_step(*args, **named)
         except SkippedError:
-            self.carried = self.before
+            # Its rows have moved on in their documents, and what was carried has not.
+            self.carried = self._afresh()
             self.skipped += 1
             if self.skipped > self.config.max_skipped:
                 error = self._not_finite(self.odd, self.global_step + 1)
                 raise ranks.together(error) from None
+
+    def _afresh(self) -> list[Any]:
+        """A state for each part of a step, as before the first."""
+        if self.place:
+            return [None] * self.config.accumulate
+        with whole(self):
+            state = detach(self.task.fresh_state())
+        return [placed(part, self._waiting_room()) for part in self.share.states_of(state)]
 
     def validate_task(self) -> dict[str, float]:
         """The task's figures; all processes make them, so that none waits long for another."""

@@ -13,7 +13,10 @@ import pytest
 import torch
 from tiny_language import CPU, DOCUMENTS, SETTINGS, rows_of, tiny_config, write_documents
 from trained_together import LANGUAGE, job, run_together, start
+from typer.main import get_command
 
+from titans_cli import scale
+from titans_cli.app import app
 from titans_core.files import load_tensors
 from titans_domains import launch, ranks
 from titans_domains.checkpoints import TENSORS, WEIGHTS, latest, load_checkpoint
@@ -21,7 +24,7 @@ from titans_domains.language import DOMAIN
 from titans_domains.language.streams import Batch
 from titans_domains.language.task import LanguageTask
 from titans_domains.launch import environments
-from titans_domains.rows import Share, count_rows, in_order, take
+from titans_domains.rows import Share, in_order, row_counts, take
 from titans_domains.runs import resume_run, train_run
 
 RAGGED = [text[: 17 + 29 * i % 211] for i, text in enumerate(DOCUMENTS * 4)]
@@ -61,7 +64,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "lines": (
         job("lines", sequence_ranks=3),
-        "--sequence-ranks must go up in the number of processes, 2: got 3.",
+        "--sequence-ranks must divide the number of processes, 2: got 3.",
     ),
     "sharded time": (
         job("sharded time", strategy="sharded", sequence_ranks=2),
@@ -216,9 +219,66 @@ def test_a_killed_process_ends_the_command_and_leaves_its_checkpoint(tmp_path: P
         "error: Process 1 of 2 was ended by SIGKILL, and the training with it: go on with --resume"
     )
     assert words in err
+    assert err.count("go on") == 1
     assert "Traceback" not in err
     assert not children_of(started.pid, {})
     load_checkpoint(latest(tmp_path / "run/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--sequence-ranks", "3"),
+            "--sequence-ranks must divide the number of processes, 2: got 3.",
+        ),
+        (("--set", "train.batch_size=3"), "train.batch_size must be a multiple of the 2 processes"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_before_a_process_is_begun(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, str], words: str
+) -> None:
+    def begun(*_: Any) -> int:
+        raise AssertionError("a process was begun")
+
+    monkeypatch.setattr(scale, "launch", begun)
+    command = ["language", "train", "--devices", "2", "--out", "absent", *options]
+    with pytest.raises(ValueError, match=words):
+        get_command(app).main(command, standalone_mode=False)
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_training_that_is_stopped_before_its_first_step_says_so(
+    tmp_path: Path, devices: str
+) -> None:
+    source = tmp_path / "text.jsonl"
+    # Whoever opens it waits until there is something to read.
+    os.mkfifo(source)
+    command = ["language", "train", "--devices", devices, "--out", "run", "--data", source.name]
+    started = start("-m", "titans_cli.app", *command, cwd=tmp_path)
+    readers = {"LOCAL_RANK": "1"} if devices == "2" else None
+    until(lambda: is_torch_loaded(started.pid, readers), started)
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (143, "")
+    assert err == "stopped before the first step; nothing was changed\n"
+    assert not (tmp_path / "run").exists()
+
+
+def is_torch_loaded(parent: int, wanted: dict[str, str] | None) -> bool:
+    found = [parent] if wanted is None else children_of(parent, wanted)
+    return any("libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text() for pid in found)
+
+
+def test_what_a_stopped_start_has_left_is_said(tmp_path: Path) -> None:
+    begun = scale.Start()
+    assert begun.sentence() == "stopped before the first step; nothing was changed"
+    begun.watch(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    line = f"stopped before the first step; nothing was trained in {tmp_path}"
+    assert begun.sentence() == line
+    (tmp_path / "checkpoints").mkdir()
+    assert begun.sentence() is None
 
 
 def children_of(parent: int, wanted: dict[str, str]) -> list[int]:
@@ -254,6 +314,55 @@ def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
     )
     with pytest.raises(ConnectionError, match="Process 0 of 2 was ended by SIGKILL"):
         launch.launch([sys.executable, "-c", code], 2)
+
+
+def test_after_a_refusal_of_the_first_process_no_other_end_is_spoken_of() -> None:
+    code = (
+        "import os, time; r = os.environ['RANK']; os.abort() if r == '1' else time.sleep(0.5);"
+        "os._exit(2)"
+    )
+    assert launch.launch([sys.executable, "-c", code], 2) == 2
+
+
+def test_who_lost_another_is_not_the_cause() -> None:
+    """In whichever order they end."""
+    code = f"import os; os._exit({launch.LOST}) if os.environ['RANK'] == '0' else os.kill(os.getpid(), 9)"
+    with pytest.raises(ConnectionError, match="Process 1 of 2 was ended by SIGKILL"):
+        launch.launch([sys.executable, "-c", code], 2)
+    with pytest.raises(ConnectionError, match="Another process of this training has ended"):
+        launch.launch([sys.executable, "-c", f"raise SystemExit({launch.LOST})"], 2)
+
+
+def test_a_lost_process_is_silent_where_its_launcher_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lose() -> None:
+        with ranks.answered():
+            raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.delenv(launch.LAUNCHER, raising=False)
+    with pytest.raises(ConnectionError, match="Another process of this training has ended"):
+        lose()
+    monkeypatch.setenv(launch.LAUNCHER, "1")
+    with pytest.raises(SystemExit) as end:
+        lose()
+    assert end.value.code == launch.LOST
+
+
+@pytest.mark.parametrize(
+    ("error", "closed"), [(ranks.shared(ValueError("no")), 1), (ValueError("no"), 0)]
+)
+def test_processes_part_where_all_have_refused(
+    monkeypatch: pytest.MonkeyPatch, error: ValueError, closed: int
+) -> None:
+    for name, value in environments(2, 1)[1].items():
+        monkeypatch.setenv(name, value)
+    parted: list[int] = []
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: parted.append(1))
+    with pytest.raises(ValueError, match="no"), ranks.meeting(CPU):
+        raise error
+    assert len(parted) == closed
 
 
 def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,5 +426,5 @@ def test_rows_are_shared_out_without_gap_or_overlap() -> None:
     with pytest.raises(ValueError, match="a multiple of 6: got none"):
         shares[0].of(7)
     table = {"a": rows, "b": [rows, None], "name": "x"}
-    assert count_rows(table) == 12
+    assert row_counts(table) == {12}
     assert take(table, slice(3, 4)) == {"a": rows[3:4], "b": [rows[3:4], None], "name": "x"}

@@ -104,7 +104,7 @@ class PretrainTask:
     def fresh_state(self) -> Any:
         if not self.carry or not isinstance(self.model, CausalModel):
             return ()
-        return self.model.fresh_state(self.rows)
+        return self._put_down(self.model.fresh_state(self.rows))
 
     def step(self, batch: Batch, state: Any) -> Step:
         inputs, targets, counted = self._tokens(batch)

@@ -165,7 +165,8 @@ class LanguageTask:
     def fresh_state(self) -> Any:
         if not self.carry:
             return ()
-        return self.model.backbone.fresh_state(self.config.train.rows)
+        backbone = self.model.backbone
+        return backbone.put_down(backbone.fresh_state(self.config.train.rows))
 
     def step(self, batch: Batch, state: Any) -> Step:
         backbone = self.model.backbone

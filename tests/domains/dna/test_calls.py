@@ -10,7 +10,7 @@ import pytest
 from dna_files import bases, fasta, packed
 from dna_models import ByLetter, ByPosition
 
-from titans_domains.dna import calls, output
+from titans_domains.dna import calls
 from titans_domains.dna.calls import (
     Blank,
     Item,
@@ -25,7 +25,7 @@ from titans_domains.dna.calls import (
 )
 from titans_domains.dna.embedding import save_embeddings
 from titans_domains.dna.genome import Genome, read_bed
-from titans_domains.dna.output import Rows, check_plots, check_target, draft, rows
+from titans_domains.dna.output import Rows, draft, rows
 
 
 def item(sequence: str, name: str = "r", start: int = 0, strand: str = ".") -> Item:
@@ -97,15 +97,6 @@ def test_what_is_too_long_to_be_read_at_once_is_named(monkeypatch: pytest.Monkey
         ValueError, match="record 'chr1' has 9 bases, and at most 8 are read as a whol"
     ):
         next(kept)
-
-
-def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_plots("--picture")
-    monkeypatch.setattr(output, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"--picture needs matplotlib: pip install 'titans-toolkit\["
-    ):
-        check_plots("--picture")
 
 
 def written(kind: str, *, whole: bool = True, as_json: bool = False) -> list[str]:
@@ -215,15 +206,3 @@ def test_of_a_stream_an_error_says_what_stands() -> None:
     with pytest.raises(ValueError, match=r"^No more. The 2 sequences written before it stand.$"):
         fill(2)
     assert file.getvalue() == "a\n0\n1\n"
-
-
-def test_targets_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("mine")
-    with pytest.raises(FileExistsError, match="x is there already: choose another --out"):
-        check_target(tmp_path / "x", force=False)
-    check_target(tmp_path / "x", force=True)
-    check_target(tmp_path / "new", force=False)
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        check_target(tmp_path, force=True)
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        check_target(tmp_path / "no/x", force=False, option="--picture")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_language import SENTENCES, tiny_model
 
+from titans_domains import targets
 from titans_domains.language import positions
 from titans_domains.language.evaluate import bits_per_byte, costs
 from titans_domains.language.model import LanguageModel
@@ -183,6 +184,6 @@ def test_no_picture_is_begun_that_cannot_be_kept(
     (tmp_path / "b.png").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         check_picture(tmp_path / "b.png", force=True)
-    monkeypatch.setattr(positions, "find_spec", lambda name: None)
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--plot needs matplotlib: pip install"):
         check_picture(tmp_path / "a.png", force=True)
