@@ -16,7 +16,7 @@ from titans_domains.launch import (
     is_first,
     is_launched,
     launch,
-    local_rank,
+    speaks,
     started,
 )
 
@@ -106,7 +106,7 @@ def is_said(error: BaseException, *, ours: bool) -> bool:
 
     What a caller did wrong all processes find, before they have met: one says it for its machine.
     """
-    if local_rank() == 0 or ours:
+    if speaks() or ours:
         return True
     if isinstance(error, ConnectionError):
         # Where another process is gone, the first one says so, or what has begun them all.

@@ -23,25 +23,37 @@ SHORT = 5.0
 """The same after one was killed: on GPUs the others would wait for it, and cannot save without it."""
 
 
+def number(name: str, default: int) -> int:
+    """A whole number of the environment; ValueError for what is none."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"{name} in the environment must be a whole number: got {value!r}.")
+    return int(value)
+
+
 def started() -> bool:
     """Whether this is one of several processes that torchrun, or `launch`, has begun."""
-    return all(name in os.environ for name in NEEDED) and int(os.environ["WORLD_SIZE"]) > 1
+    return all(name in os.environ for name in NEEDED) and number("WORLD_SIZE", 1) > 1
 
 
 def local_rank() -> int:
     """The number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if started() else 0
+    return number("LOCAL_RANK", 0) if started() else 0
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its machine that talks, whatever else the environment says."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def local_processes() -> int:
     """How many processes this machine has."""
-    whole = os.environ.get("WORLD_SIZE", "1")
-    return int(os.environ.get("LOCAL_WORLD_SIZE", whole)) if started() else 1
+    return number("LOCAL_WORLD_SIZE", number("WORLD_SIZE", 1)) if started() else 1
 
 
 def is_first() -> bool:
     """Whether this process is the one that talks, before it has met the others too."""
-    return not started() or int(os.environ["RANK"]) == 0
+    return not started() or number("RANK", 0) == 0
 
 
 def is_launched() -> bool:
@@ -57,7 +69,7 @@ def is_orphan() -> bool:
 
 def check_started(devices: int, nodes: int) -> None:
     """ValueError where the options ask for other processes than torchrun has begun."""
-    here, whole = local_processes(), int(os.environ["WORLD_SIZE"])
+    here, whole = local_processes(), number("WORLD_SIZE", 1)
     if devices not in (1, here) or nodes not in (1, whole // here):
         raise ValueError(
             f"--devices {devices} --nodes {nodes} is not what was begun, {here} processes on each of "
@@ -109,7 +121,7 @@ def environments(devices: int, nodes: int) -> list[dict[str, str]]:
                 "address and a free port of the first, and the machine's number from 0; or use torchrun."
             )
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        node = int(os.environ["NODE_RANK"])
+        node = number("NODE_RANK", 0)
         if not 0 <= node < nodes:
             raise ValueError(f"NODE_RANK must be from 0 to {nodes - 1}: got {node}.")
     common = {

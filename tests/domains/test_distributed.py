@@ -428,3 +428,14 @@ def test_rows_are_shared_out_without_gap_or_overlap() -> None:
     table = {"a": rows, "b": [rows, None], "name": "x"}
     assert row_counts(table) == {12}
     assert take(table, slice(3, 4)) == {"a": rows[3:4], "b": [rows[3:4], None], "name": "x"}
+
+
+def test_an_environment_that_is_none_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    with pytest.raises(
+        ValueError, match="WORLD_SIZE in the environment must be a whole number: got 'abc'"
+    ):
+        launch.started()
