@@ -1,6 +1,6 @@
 """Whether a benchmark has become worse: ratios of an old and a new raw output, side by side.
 
-    python benchmarks/compare.py benchmarks/results/kernels-cpu.json /tmp/new/kernels-cpu.json
+    python benchmarks/compare.py benchmarks/results/kernels-cpu.json new/kernels-cpu.json
 
 Only ratios within one run are compared (others' time over ours, our share of the best product, a long
 stream's time per token over a short one's), since seconds of two machines say nothing. Exits with 1 where

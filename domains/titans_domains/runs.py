@@ -104,12 +104,7 @@ def train_run(
             task = domain.task(config, device)
             check_shared(config, strategy, sequence_ranks)
             task = over_time(task, sequence_ranks)
-        same = {
-            "config": to_dict(config),
-            "data's SHA-256": task.data_sha256,
-            "strategy": [strategy, sequence_ranks],
-        }
-        ranks.check_alike(same)
+        check_same(config, task, strategy, sequence_ranks)
         with ranks.agreed():
             if ranks.is_first():
                 write_run(domain, config, task, out, device)
@@ -145,6 +140,17 @@ def check_shared(config: Any, strategy: str, sequence_ranks: int) -> None:
         )
     if strategy not in STRATEGIES:
         raise ValueError(f"--strategy must be one of {', '.join(STRATEGIES)}: got {strategy!r}.")
+
+
+def check_same(config: Any, task: Task, strategy: str, sequence_ranks: int) -> None:
+    """ValueError where processes have begun to train different things."""
+    ranks.check_alike(
+        {
+            "config": to_dict(config),
+            "data's SHA-256": task.data_sha256,
+            "strategy": [strategy, sequence_ranks],
+        }
+    )
 
 
 def over_time(task: Task, sequence_ranks: int) -> Task:
@@ -261,12 +267,7 @@ def resume_run(
             config, task = taken_up(domain, out, asked, device)
             check_shared(config, strategy, sequence_ranks)
             task = over_time(task, sequence_ranks)
-        same = {
-            "config": to_dict(config),
-            "data's SHA-256": task.data_sha256,
-            "strategy": [strategy, sequence_ranks],
-        }
-        ranks.check_alike(same)
+        check_same(config, task, strategy, sequence_ranks)
         train(
             task, config.train, out, device=device, resume=True, show=show, talk=talk,
             strategy=strategy, sequence_ranks=sequence_ranks, loggers=loggers,

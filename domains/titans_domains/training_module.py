@@ -135,11 +135,13 @@ class TrainingModule(LightningModule):
 
     def _afresh(self) -> list[Any]:
         """A state for each part of a step, as before the first."""
-        if self.place:
-            return [None] * self.config.accumulate
         with whole(self):
-            state = detach(self.task.fresh_state())
-        return [placed(part, self._waiting_room()) for part in self.share.states_of(state)]
+            return self._own(detach(self.task.fresh_state()))
+
+    def _own(self, state: Any) -> list[Any]:
+        """Of a state of all rows, what this process carries for each part of a step."""
+        room = self._waiting_room()
+        return [None if self.place else placed(part, room) for part in self.share.states_of(state)]
 
     def validate_task(self) -> dict[str, float]:
         """The task's figures; all processes make them, so that none waits long for another."""
@@ -171,9 +173,7 @@ class TrainingModule(LightningModule):
         if not (checkpoint["optimizer_states"] and checkpoint["lr_schedulers"]):
             raise LookupError("it has no optimiser")
         like = self.task.fresh_state() if self.like is None else self.like
-        carried = self.share.states_of(rebuild(checkpoint["carried"], like))
-        room = self._waiting_room()
-        self.carried = [None if self.place else placed(part, room) for part in carried]
+        self.carried = self._own(rebuild(checkpoint["carried"], like))
         self.cursor, self.skipped = checkpoint["cursor"], checkpoint["skipped"]
         # Here, so that a cursor that does not fit is refused before the log is touched.
         self.batches = self.task.batches(self.cursor)
