@@ -82,7 +82,7 @@ def lm_eval(
         if (error.name or "").partition(".")[0] != "lm_eval":
             raise
         raise ValueError(
-            "lm-eval is not installed: install it with pip install 'titans-toolkit[eval]'."
+            "titans language lm-eval needs lm-eval: pip install 'titans-toolkit[eval]'."
         ) from None
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:

@@ -147,10 +147,7 @@ def check_loggers(names: Sequence[str]) -> None:
         if name not in LOGGERS:
             raise ValueError(f"--log must be {' or '.join(LOGGERS)}: got {name!r}.")
         if find_spec(name) is None:
-            raise ValueError(
-                f"--log {name} needs a package that is not installed: pip install "
-                f"'titans-toolkit[{name}]'."
-            )
+            raise ValueError(f"--log {name} needs {name}: pip install 'titans-toolkit[{name}]'.")
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:

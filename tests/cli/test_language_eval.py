@@ -78,7 +78,7 @@ def test_without_lm_eval_a_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     done = titans("language", "lm-eval", "run", "--tasks", "piqa")
     assert_refused(
-        done, "lm-eval is not installed: install it with pip install 'titans-toolkit[eval]'"
+        done, "titans language lm-eval needs lm-eval: pip install 'titans-toolkit[eval]'"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from titans_domains.targets import check_plots
 from titans_domains.timeseries.frames import as_dataset
 from titans_domains.timeseries.frequency import old_names
 
@@ -28,12 +29,9 @@ def plot(
     `history` is four horizons where not given. Rows of `data` that lie after a forecast's start are
     drawn too, to compare. Needs matplotlib, which the extra `plot` brings.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "A picture needs matplotlib: install it with pip install 'titans-toolkit[plot]'."
-        ) from None
+    check_plots("A picture")
+    from matplotlib.figure import Figure
+
     panels = list(panels_of(forecasts))[:MOST]
     if not panels:
         raise ValueError("There is no forecast to draw.")
