@@ -28,6 +28,8 @@ class System:
 
 STEP = ("memory.max_step_size=0.3",)
 """A head of 32 channels holds two pairs with the default, 0.1, and nineteen with 0.25 (docs/capacity.md)."""
+HYBRID = (*STEP, "attention.conv_size=4")
+"""The paper puts convolutions after queries, keys and values in all of its blocks (section 4.4)."""
 
 SYSTEMS: dict[str, System] = {
     "transformer++": System(mixer="attention", convolutions=False, growing=True),
@@ -51,10 +53,10 @@ SYSTEMS: dict[str, System] = {
     "armt": System(mixer="armt", convolutions=False),
     "em-llm": System(mixer="attention", convolutions=False, growing=True, retrieves=True),
     "lmm": System(mixer="lmm", settings=STEP, titans=True),
-    "mac": System(mixer="mac", settings=STEP, titans=True),
-    "mag": System(mixer="mag", settings=STEP, titans=True),
-    "mal": System(mixer="mal", settings=STEP, titans=True),
-    "mac+mal": System(mixer="mac+mal", settings=STEP, layers=0.5, titans=True),
+    "mac": System(mixer="mac", settings=HYBRID, titans=True),
+    "mag": System(mixer="mag", settings=HYBRID, titans=True),
+    "mal": System(mixer="mal", settings=HYBRID, titans=True),
+    "mac+mal": System(mixer="mac+mal", settings=HYBRID, layers=0.5, titans=True),
 }
 
 MAIN = (
