@@ -128,10 +128,15 @@ def asked(work: SuiteTask, spec: TaskSpec, cell: Cell) -> Figures:
     if SYSTEMS[cell.system].retrieves:
         work.model = EventMemory(work.model, retrieval(spec.trained_length))
     tests, states = {}, {}
+    # A call that goes on from a cache needs a mask of all of it, which takes three times as long.
+    whole = SYSTEMS[cell.system].growing and not SYSTEMS[cell.system].retrieves
     for length in spec.tests:
         rows = max(spec.fewest_rows, min(spec.test_rows, spec.test_tokens // length))
-        tests[length] = work.scores(length, rows, batch_tokens=spec.test_batch_tokens) | {
-            "rows": rows
+        tests[length] = {
+            **work.scores(
+                length, rows, batch_tokens=spec.test_batch_tokens, piece=length if whole else 2048
+            ),
+            "rows": rows,
         }
         # A segment's cache is empty at its end, and largest one token before.
         states[length] = max(state_of(work, length, read) for read in (length - 1, length))

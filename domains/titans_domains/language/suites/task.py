@@ -105,16 +105,22 @@ class SuiteTask:
             yield examples.to(self.device)
 
     def scores(
-        self, length: int, rows: int, split: Split = "test", batch_tokens: int | None = None
+        self,
+        length: int,
+        rows: int,
+        split: Split = "test",
+        *,
+        batch_tokens: int | None = None,
+        piece: int = 2048,
     ) -> dict[str, float]:
-        """Figures on `rows` rows of a split that training never draws."""
+        """Figures on `rows` rows of a split that training never draws, read in pieces of a stream."""
         tally = Tally()
         was_training = self.model.training
         self.model.eval()
         for examples in self._batches(
             length, rows, split, batch_tokens or self.config.batch_tokens
         ):
-            tally.add(examples.targets, answer(self.model, examples))
+            tally.add(examples.targets, answer(self.model, examples, piece))
         self.model.train(was_training)
         return tally.figures()
 
