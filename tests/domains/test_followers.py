@@ -193,7 +193,9 @@ def test_a_logger_that_is_not_there_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(followers, "find_spec", lambda name: None)
     config = tiny_config(write_documents(tmp_path / "text.jsonl"))
-    with pytest.raises(ValueError, match=r"--log wandb needs wandb: pip install 'titans-toolkit\[wandb\]'"):
+    with pytest.raises(
+        ValueError, match=r"--log wandb needs wandb: pip install 'titans-toolkit\[wandb\]'"
+    ):
         train_run(DOMAIN, config, tmp_path / "run", device=CPU, loggers=["wandb"])
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="--log must be tensorboard or wandb: got 'paper'"):

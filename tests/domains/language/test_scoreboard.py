@@ -126,6 +126,8 @@ def test_a_cell_that_fails_stops_the_others_and_keeps_what_is_done(
     def fake(cell: Cell, text: str, threads: int) -> dict[str, Any]:
         if cell.seed == 1:
             raise RuntimeError("seed 1")
+        if cell.seed == 2:
+            time.sleep(1)  # begun before the failure is seen
         return figures(cell)
 
     monkeypatch.setattr(boards, "in_a_process", fake)
@@ -249,3 +251,40 @@ def test_a_killed_board_goes_on_where_it_was(tmp_path: Path) -> None:
     assert after[: len(before)] == before
     assert len(after) == len({json.dumps(json.loads(x)["cell"]) for x in after}) == 8
     assert (tmp_path / "recall.md").exists()
+
+
+def processes_of(session: int) -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes in /proc")
+def test_the_processes_of_a_killed_board_end(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "titans_cli.app", "bench", "recall", "--mixers", "lmm", "--tasks",
+        "mqar-64-4", "--jobs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    # The board, its tracker of resources, the server that forks, and a cell that takes minutes.
+    while len(processes_of(process.pid)) < 4:
+        time.sleep(0.1)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    try:
+        until = time.monotonic() + 60
+        while processes_of(process.pid):
+            assert time.monotonic() < until, "They go on by themselves."
+            time.sleep(0.1)
+    finally:
+        for pid in processes_of(process.pid):
+            os.kill(int(pid), signal.SIGKILL)

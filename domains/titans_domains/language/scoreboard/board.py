@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +137,7 @@ def in_a_process(cell: Cell, text: str, threads: int) -> Figures:
     """A process of its own has a peak memory of its own. What it needs is imported once for all."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "titans_domains.training"])
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     child = context.Process(target=answer_to, args=(theirs, cell, text, threads))
     child.start()
     theirs.close()
@@ -159,7 +158,7 @@ def in_a_process(cell: Cell, text: str, threads: int) -> Figures:
 
 
 def answer_to(parent: Any, cell: Cell, text: str, threads: int) -> None:
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     found: tuple[str, Any]
     try:
@@ -172,10 +171,13 @@ def answer_to(parent: Any, cell: Cell, text: str, threads: int) -> None:
         parent.send(found)
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when its parent has gone, which nobody then waits for."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def end_with(parent: Any) -> None:
+    """Ends this process when the board's has gone, for which alone it works.
+
+    The board sends nothing. Its process is not this one's parent, which is the server that forked it.
+    """
+    with suppress(EOFError, OSError):
+        parent.recv()
     os._exit(1)
 
 
