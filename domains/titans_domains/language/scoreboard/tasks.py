@@ -48,7 +48,8 @@ RECALL: dict[str, TaskSpec] = {
     f"mqar-{length}-{pairs}": TaskSpec(
         problem=lambda pairs=pairs: Mqar(pairs=pairs, vocab_size=512),
         lengths=(length,), tests=(length, 4 * length), steps=steps,
-        about=f"Multi-query recall, {pairs} pairs, 512 tokens in the vocabulary.",
+        about=f"Multi-query recall, {pairs} pairs, 512 tokens in the vocabulary. Without any of the pairs, "
+        f"giving one of a row's values is right in 1 of {pairs}.",
     )
     for length, pairs, steps in ((64, 4, 500), (128, 8, 500), (256, 16, 600))
 }  # fmt: skip
@@ -72,7 +73,8 @@ LONG_CONTEXT: dict[str, TaskSpec] = {
         lengths=(shortest, 1024, 2048), tests=(2048, 4096, 8192, 16384, 32768), figure="exact",
         steps=1000, test_rows=64, test_tokens=2**20,
         about=f"{about}, in bytes: a line 'abcd is VALUE.', asked for by 'abcd is'. A row to train on "
-        f"has two needles and asks {asked} times for each.",
+        f"has two needles and asks {asked} times for each, a row to test on one and asks once. A cell counts "
+        "where the whole answer is right.",
     )
     for kind, asked, shortest, about in (
         ("pk", 8, 384, "A number hidden in noise (S-NIAH-PK)"),
@@ -90,14 +92,16 @@ LONG_CONTEXT |= {
     for task in ("qa1", "qa2", "qa3")
 }  # fmt: skip
 
+SIZES_OF_ROWS = "rows of 3 to 40 tokens, tests of 40 up to the length named."
+
 STATE: dict[str, TaskSpec] = {
     "parity": TaskSpec(
         problem=Parity, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024, steps=400,
-        about="Whether the ones are odd in number; rows of 3 to 40 tokens, tests of 40 and more.",
+        about=f"Whether the ones are odd in number; {SIZES_OF_ROWS}",
     ),
     "modular-arithmetic": TaskSpec(
         problem=ModularArithmetic, lengths=(40,), tests=(40, 64, 128, 256), test_rows=1024,
-        about="Expressions modulo 5 without brackets.",
+        about=f"Expressions modulo 5 without brackets; {SIZES_OF_ROWS}",
     ),
     **{
         f"words-{name}": TaskSpec(
