@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from titans_cli import dna_effects, dna_use
+from titans_cli import dna_effects, dna_use, scale
 from titans_cli.dna_use import Run
 from titans_cli.options import (
     Device,
@@ -20,7 +20,6 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread, stoppable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +57,7 @@ Genome = Annotated[
 
 
 @app.command(epilog="Example: titans dna pretrain --data genome.fa.gz --out runs/genome")
-@stoppable
+@scale.stoppable
 def pretrain(
     data: Annotated[
         str | None,
@@ -99,7 +98,7 @@ def pretrain(
 
 
 @app.command(epilog="Example: titans dna train --data gue/prom_core_tata --out runs/tata")
-@stoppable
+@scale.stoppable
 def train(
     data: Annotated[
         str | None,
@@ -181,12 +180,11 @@ def _train(
 ) -> None:
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
-    from titans_cli.progress import Bar, show_training
     from titans_domains.config import override
     from titans_domains.dna import DOMAIN
     from titans_domains.dna.report import remarks
     from titans_domains.dna.task import begun_from
-    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+    from titans_domains.runs import load_run_table
 
     folder = out or Path("runs") / f"dna-{DOMAIN.presets[preset].kind}"
     # What is not asked for is the run's own.
@@ -194,27 +192,11 @@ def _train(
     if pretrained is not None and not resume:
         base = begun_from(base, pretrained)
     config = override(base, changes)
-    spread(devices, nodes, folder, config.train.batch_size)
-    where = choose_device(device)
-    with Bar("training", config.train.steps) as bar:
-        show = show_training(bar)
-
-        def talk(line: str) -> None:
-            for text in (line, *remarks(config)):
-                bar.say(text)
-
-        if resume:
-            resume_run(
-                DOMAIN, folder, asked=config, device=where, show=show, talk=talk, strategy=strategy,
-                loggers=loggers,
-            )  # fmt: skip
-        else:
-            train_run(
-                DOMAIN, config, folder,
-                device=where, force=force, show=show, talk=talk, strategy=strategy,
-                loggers=loggers,
-            )  # fmt: skip
-    say_folder(folder)
+    scale.train(
+        DOMAIN, config, folder,
+        device=device, devices=devices, nodes=nodes, strategy=strategy,
+        loggers=loggers, resume=resume, force=force, remarks=remarks,
+    )  # fmt: skip
 
 
 @app.command(name="eval", epilog="Example: titans dna eval runs/tata --data other.csv")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from titans_cli import language_eval, language_suites, language_use
+from titans_cli import language_eval, language_suites, language_use, scale
 from titans_cli.language_eval import Run
 from titans_cli.options import (
     MOST,
@@ -27,7 +27,6 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread, stoppable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +37,7 @@ app = typer.Typer(
 
 
 @app.command(epilog="Example: titans language train --data book.txt --out runs/book")
-@stoppable
+@scale.stoppable
 def train(
     data: Annotated[
         str | None,
@@ -84,9 +83,8 @@ def train(
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
-    from titans_cli.progress import Bar, show_training
     from titans_domains.config import override
-    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+    from titans_domains.runs import load_run_table
 
     folder = out or Path("runs") / (preset or "tiny")
     for key, value in {"seed": seed, "data.source": data, "model.mixer": mixer}.items():
@@ -102,24 +100,11 @@ def train(
         # What is not asked for is the run's own.
         base = load_run_table(folder, DOMAIN)[0]
     config = override(base, changes)
-    spread(devices, nodes, folder, config.train.batch_size, sequence_ranks)
-    where = choose_device(device)
-    with Bar("training", config.train.steps) as bar:
-        show = show_training(bar)
-        if resume:
-            resume_run(
-                DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say,
-                strategy=strategy, sequence_ranks=sequence_ranks,
-                loggers=loggers or (),
-            )  # fmt: skip
-        else:
-            train_run(
-                DOMAIN, config, folder,
-                device=where, force=force, show=show, talk=bar.say,
-                strategy=strategy, sequence_ranks=sequence_ranks,
-                loggers=loggers or (),
-            )  # fmt: skip
-    say_folder(folder)
+    scale.train(
+        DOMAIN, config, folder,
+        device=device, devices=devices, nodes=nodes, strategy=strategy, sequence_ranks=sequence_ranks,
+        loggers=loggers, resume=resume, force=force,
+    )  # fmt: skip
 
 
 @app.command(name="eval", epilog="Example: titans language eval runs/tiny --data book.txt")

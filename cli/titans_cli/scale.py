@@ -1,12 +1,12 @@
-"""Commands that run in several processes: how they are begun, and which of them speaks."""
+"""Commands that train, in one process or several: how they are begun, and which of them speaks."""
 
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
@@ -19,6 +19,9 @@ from titans_domains.launch import (
     speaks,
     started,
 )
+
+if TYPE_CHECKING:
+    from titans_domains.domain import Domain
 
 P = ParamSpec("P")
 
@@ -93,6 +96,44 @@ def spread(devices: int, nodes: int, folder: Path, rows: int, sequence_ranks: in
         code = launch(command, devices, nodes)
         start.asked = code < 0
         raise SystemExit(code if code >= 0 else 128 - code)
+
+
+def train(
+    domain: "Domain",
+    config: Any,
+    folder: Path,
+    *,
+    device: str,
+    devices: int,
+    nodes: int,
+    strategy: str,
+    sequence_ranks: int = 1,
+    loggers: Sequence[str] | None,
+    resume: bool,
+    force: bool,
+    remarks: Callable[[Any], Sequence[str]] = lambda config: (),
+) -> None:
+    """A new run, or with `resume` the one in the folder gone on with; its remarks follow what is said."""
+    spread(devices, nodes, folder, config.train.batch_size, sequence_ranks)
+    from titans_cli.progress import Bar, show_training
+    from titans_domains.runs import choose_device, resume_run, train_run
+
+    where = choose_device(device)
+    with Bar("training", config.train.steps) as bar:
+
+        def talk(line: str) -> None:
+            for text in (line, *remarks(config)):
+                bar.say(text)
+
+        common: dict[str, Any] = {
+            "device": where, "show": show_training(bar), "talk": talk, "strategy": strategy,
+            "sequence_ranks": sequence_ranks, "loggers": loggers or (),
+        }  # fmt: skip
+        if resume:
+            resume_run(domain, folder, asked=config, **common)
+        else:
+            train_run(domain, config, folder, force=force, **common)
+    say_folder(folder)
 
 
 def say_folder(folder: Path) -> None:

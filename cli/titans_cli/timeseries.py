@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from titans_cli import scale
 from titans_cli.options import (
     Device,
     Devices,
@@ -20,7 +21,6 @@ from titans_cli.options import (
     Strategy,
     TrainSeed,
 )
-from titans_cli.scale import say_folder, spread, stoppable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ OtherData = Annotated[
 
 
 @app.command(epilog="Example: titans timeseries train --data ETTh1.csv --out runs/ett")
-@stoppable
+@scale.stoppable
 def train(
     data: Annotated[
         str | None,
@@ -88,9 +88,8 @@ def train(
         raise ValueError(f"--preset must be one of {', '.join(DOMAIN.presets)}: got {preset!r}.")
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them.")
-    from titans_cli.progress import Bar, show_training
     from titans_domains.config import override
-    from titans_domains.runs import choose_device, load_run_table, resume_run, train_run
+    from titans_domains.runs import load_run_table
 
     folder = out or Path("runs") / (preset or "tiny")
     options = {
@@ -106,22 +105,11 @@ def train(
         # What is not asked for is the run's own.
         base = load_run_table(folder, DOMAIN)[0]
     config = override(base, [*changes, *(settings or [])])
-    spread(devices, nodes, folder, config.train.batch_size)
-    where = choose_device(device)
-    with Bar("training", config.train.steps) as bar:
-        show = show_training(bar)
-        if resume:
-            resume_run(
-                DOMAIN, folder, asked=config, device=where, show=show, talk=bar.say, strategy=strategy,
-                loggers=loggers or (),
-            )  # fmt: skip
-        else:
-            train_run(
-                DOMAIN, config, folder,
-                device=where, force=force, show=show, talk=bar.say, strategy=strategy,
-                loggers=loggers or (),
-            )  # fmt: skip
-    say_folder(folder)
+    scale.train(
+        DOMAIN, config, folder,
+        device=device, devices=devices, nodes=nodes, strategy=strategy,
+        loggers=loggers, resume=resume, force=force,
+    )  # fmt: skip
 
 
 @app.command(name="eval", epilog="Example: titans timeseries eval runs/tiny")
