@@ -10,7 +10,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from titans_domains.checkpoints import SCHEMA, read_json
 from titans_domains.report import write_report
 from titans_domains.report.read import METRICS, read_metrics
 from titans_domains.runs import CONFIG
+from titans_domains.targets import check_installed
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 
@@ -146,8 +146,7 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if name not in LOGGERS:
             raise ValueError(f"--log must be {' or '.join(LOGGERS)}: got {name!r}.")
-        if find_spec(name) is None:
-            raise ValueError(f"--log {name} needs {name}: pip install 'titans-toolkit[{name}]'.")
+        check_installed(f"--log {name}", name, name)
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:

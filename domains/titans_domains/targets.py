@@ -1,4 +1,4 @@
-"""Where a command may write a file: found out before anything is read for it."""
+"""What a command needs, found out before anything is read: places to write to, and packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,5 +18,10 @@ def check_target(path: Path, force: bool, option: str = "--out") -> None:
 
 def check_plots(option: str) -> None:
     """ValueError where pictures cannot be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(f"{option} needs matplotlib: pip install 'titans-toolkit[plot]'.")
+    check_installed(option, "matplotlib", "plot")
+
+
+def check_installed(what: str, package: str, extra: str) -> None:
+    """ValueError where a package of an extra is not there; nothing is imported."""
+    if find_spec(package) is None:
+        raise ValueError(f"{what} needs {package}: pip install 'titans-toolkit[{extra}]'.")

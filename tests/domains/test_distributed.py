@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import processes_with
 from tiny_language import CPU, DOCUMENTS, SETTINGS, rows_of, tiny_config, write_documents
 from trained_together import LANGUAGE, job, run_together, start
 from typer.main import get_command
@@ -283,17 +284,7 @@ def test_what_a_stopped_start_has_left_is_said(tmp_path: Path) -> None:
 
 def children_of(parent: int, wanted: dict[str, str]) -> list[int]:
     """The processes that a launcher began, which say so in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            text = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        table = dict(part.split("=", 1) for part in text if "=" in part)
-        mine = {launch.LAUNCHER: str(parent), **wanted}
-        if all(table.get(name) == value for name, value in mine.items()):
-            found.append(int(path.parent.name))
-    return found
+    return processes_with({launch.LAUNCHER: str(parent), **wanted})
 
 
 def test_launched_processes_know_who_they_are_and_end_alike(tmp_path: Path) -> None:

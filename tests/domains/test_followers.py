@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_language import CPU, rows_of, tiny_config, write_documents
 
-from titans_domains import followers
+from titans_domains import targets
 from titans_domains.followers import check_loggers, figures, logged
 from titans_domains.language import DOMAIN
 from titans_domains.runs import resume_run, train_run
@@ -158,7 +158,7 @@ def test_wandb_online_is_sent_what_it_does_not_have(
 ) -> None:
     service = Service()
     monkeypatch.setitem(sys.modules, "wandb", service.module)
-    monkeypatch.setattr(followers, "find_spec", lambda name: name)
+    monkeypatch.setattr(targets, "find_spec", lambda name: name)
     run = run_and_resume(tmp_path, "wandb", "wandb")
     assert [step for step, _ in service.rows] == [1, 2, 3, 4, 5, 6]
     first, second = service.opened
@@ -180,7 +180,7 @@ def test_what_wandb_refuses_is_one_sentence(
 
     service.module.__dict__["init"] = refuse
     monkeypatch.setitem(sys.modules, "wandb", service.module)
-    monkeypatch.setattr(followers, "find_spec", lambda name: name)
+    monkeypatch.setattr(targets, "find_spec", lambda name: name)
     config = tiny_config(write_documents(tmp_path / "text.jsonl"))
     with pytest.raises(
         ValueError, match=r"does not take the run \(no key\): set WANDB_MODE=offline"
@@ -191,7 +191,7 @@ def test_what_wandb_refuses_is_one_sentence(
 def test_a_logger_that_is_not_there_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(followers, "find_spec", lambda name: None)
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
     config = tiny_config(write_documents(tmp_path / "text.jsonl"))
     with pytest.raises(
         ValueError, match=r"--log wandb needs wandb: pip install 'titans-toolkit\[wandb\]'"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import processes_with
 
 from titans_core import build_backbone, count_parameters
 from titans_domains.language.scoreboard import board as boards
@@ -253,38 +254,27 @@ def test_a_killed_board_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "recall.md").exists()
 
 
-def processes_of(session: int) -> list[str]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(its_session) == session and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes in /proc")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes in /proc")
 def test_the_processes_of_a_killed_board_end(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "titans_cli.app", "bench", "recall", "--mixers", "lmm", "--tasks",
         "mqar-64-4", "--jobs", "1", "--out", str(tmp_path),
     ]  # fmt: skip
+    mark = {"TITANS_TEST_BOARD": str(tmp_path)}
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | mark
     )
     # The board, its tracker of resources, the server that forks, and a cell that takes minutes.
-    while len(processes_of(process.pid)) < 4:
+    while len(processes_with(mark)) < 4:
         time.sleep(0.1)
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     try:
         until = time.monotonic() + 60
-        while processes_of(process.pid):
+        while processes_with(mark):
             assert time.monotonic() < until, "They go on by themselves."
             time.sleep(0.1)
     finally:
-        for pid in processes_of(process.pid):
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in processes_with(mark):
+            os.kill(pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ from titans_domains.language.events import EventSettings
 from titans_domains.language.scoreboard.systems import SYSTEMS, backbone
 from titans_domains.language.scoreboard.tasks import TASKS, TaskSpec
 from titans_domains.language.scoreboard.texts import bits, language_task
+from titans_domains.language.suites.problem import PIECE
 from titans_domains.language.suites.task import SuiteConfig, SuiteTask
 from titans_domains.language.task import LanguageTask
 from titans_domains.runs import made_with, peak_memory_mib
@@ -134,7 +135,7 @@ def asked(work: SuiteTask, spec: TaskSpec, cell: Cell) -> Figures:
         rows = max(spec.fewest_rows, min(spec.test_rows, spec.test_tokens // length))
         tests[length] = {
             **work.scores(
-                length, rows, batch_tokens=spec.test_batch_tokens, piece=length if whole else 2048
+                length, rows, batch_tokens=spec.test_batch_tokens, piece=length if whole else PIECE
             ),
             "rows": rows,
         }
@@ -160,6 +161,6 @@ def state_of(work: SuiteTask, length: int, read: int) -> int:
     """Bytes of one row's state after so many of its tokens."""
     inputs = work.problem.draw(1, length, "valid").inputs[:, :read].to(work.device)
     state = None
-    for piece in inputs.split(2048, 1):
+    for piece in inputs.split(PIECE, 1):
         _, state = work.model(piece, state)
     return state_bytes(state)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from titans_core import BackboneConfig
 
+PIECE = 2048
+"""Tokens of a stream that are read at once."""
 IGNORED = -100
 """Target of a place where nothing is asked."""
 
@@ -87,7 +89,7 @@ class Tally:
 
 
 @torch.no_grad()
-def answer(model: Any, examples: Examples, piece: int = 2048) -> Int[Tensor, "B T"]:
+def answer(model: Any, examples: Examples, piece: int = PIECE) -> Int[Tensor, "B T"]:
     """The likeliest token at each place, read in pieces of a stream."""
     state, given = None, []
     masks = None if examples.mask is None else examples.mask.split(piece, 1)

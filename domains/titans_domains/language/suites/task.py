@@ -13,6 +13,7 @@ from titans_core import BackboneConfig, count_parameters
 from titans_domains.domain import Step
 from titans_domains.language.suites.problem import (
     IGNORED,
+    PIECE,
     Examples,
     Problem,
     Split,
@@ -111,7 +112,7 @@ class SuiteTask:
         split: Split = "test",
         *,
         batch_tokens: int | None = None,
-        piece: int = 2048,
+        piece: int = PIECE,
     ) -> dict[str, float]:
         """Figures on `rows` rows of a split that training never draws, read in pieces of a stream."""
         tally = Tally()
