@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,3 +93,15 @@ def assert_same_runs(a: Path, b: Path) -> None:
     assert ours["cursor"] == theirs["cursor"]
     assert ours["global_step"] == theirs["global_step"]
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at(step: int) -> Callable[[int, dict[str, Any]], None]:
+    def show(now: int, row: dict[str, Any]) -> None:
+        if now == step:
+            raise KilledError
+
+    return show

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_language import CPU, rows_of, tiny_config, write_documents
+from tiny_language import CPU, KilledError, kill_at, rows_of, tiny_config, write_documents
 
 from titans_domains import targets
 from titans_domains.followers import check_loggers, figures, logged
@@ -21,24 +21,15 @@ from titans_domains.runs import resume_run, train_run
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-class KilledError(Exception):
-    pass
-
-
 def run_and_resume(folder: Path, logger: str, *first: str) -> Path:
     """A run whose log is two steps ahead of its checkpoint when it is killed, and that goes on."""
     source = write_documents(folder / "text.jsonl")
     config = tiny_config(
         source, "train.valid_every=3", "train.sample_every=3", "train.checkpoint_every=3"
     )
-
-    def show(step: int, row: dict[str, Any]) -> None:
-        if step == 5:
-            raise KilledError
-
     run = folder / "run"
     with pytest.raises(KilledError):
-        train_run(DOMAIN, config, run, device=CPU, show=show, loggers=first)
+        train_run(DOMAIN, config, run, device=CPU, show=kill_at(5), loggers=first)
     resume_run(DOMAIN, run, device=CPU, loggers=[logger])
     return run
 
