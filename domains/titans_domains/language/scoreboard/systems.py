@@ -32,7 +32,7 @@ WINDOW = ("hybrid.window=16", "hybrid.segment_len=16")
 """Less than lies between an answer and what it answers: in a row of 64 tokens, or a needle's, a window of 64
 does without the memory, which then learns nothing (docs/log.md)."""
 HYBRID = (*STEP, *WINDOW, "attention.conv_size=4")
-"""The paper puts convolutions after queries, keys and values in all of its blocks (section 4.4)."""
+"""The paper has convolutions after queries, keys and values: read here as those of attention too."""
 
 SYSTEMS: dict[str, System] = {
     "transformer++": System(mixer="attention", convolutions=False, growing=True),
